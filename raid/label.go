@@ -1,0 +1,217 @@
+package raid
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// A label is one 4096-byte block, little-endian:
+//
+//	offset size field
+//	0      8    magic "LEDGELBL"
+//	8      4    version, 1
+//	12     4    crc32c of the block, this field zero
+//	16     16   pool UUID
+//	32     16   array UUID
+//	48     16   member UUID: this drive's own
+//	64     1    member index
+//	65     1    n, members
+//	66     1    k, data strips
+//	67     1    m, parity strips
+//	68     1    spare columns
+//	69     1    owner: 0 nobody, 'A', 'B'
+//	70     2    zero
+//	72     8    seq: rises with every label write; seq%2 is the slot it is written to
+//	80     8    epoch
+//	88     8    flags: bit 0 solo, bit 1 replaying
+//	96     8    solo LSN
+//	104    16   NVRAM id of the owner's log
+//	120    8    failed members, bit i is member i
+//	128    8    slots of each member
+//	136    8    bytes that a member needs
+//	144    8    spare of member: byte j is 1 + the member whose strips spare column j holds, 0 none
+//	152    1    1 + the member being rebuilt, 0 none
+//	153    1    1 + the spare column that it is rebuilt to, 0 a replacement drive
+//	154    6    zero
+//	160    8    stripes below this one are rebuilt
+//	168    2    length of opaque
+//	170    6    zero
+//	176    1024 opaque: the caller's own
+//	1200   …    zero
+//
+// Version 1: the first.
+const (
+	labelMagic   = "LEDGELBL"
+	labelVersion = 1
+	labelSlots   = 2
+	// MaxOpaque bounds Label.Opaque.
+	MaxOpaque = 1024
+)
+
+// Flags of a label.
+const (
+	// FlagSolo: since Label.SoloLSN only the owner's NVRAM has all acknowledged writes (P1).
+	FlagSolo = 1 << iota
+	// FlagReplaying: the owner is still replaying its partner's mirror.
+	FlagReplaying
+)
+
+// UUID identifies pools, arrays, drives and logs (RFC 9562).
+type UUID [16]byte
+
+func (u UUID) String() string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+// Label is what the members agree on. The fields above Owner are fixed when the array is created; the
+// array itself maintains Seq, Failed, SpareOf and the rebuild fields; the rest is the caller's, through
+// Array.WriteLabel.
+type Label struct {
+	Pool, Array UUID
+	// MemberID and Member are of the drive that the label was read from. In Array.Label they are zero.
+	MemberID        UUID
+	Member          int
+	N, K, M, Spares int
+	Slots           uint64
+	MemberBytes     int64
+	Seq             uint64
+	Failed          uint64
+	SpareOf         [8]uint8
+	RebuildMember   int // -1: none
+	RebuildSpare    int // -1: to a replacement drive
+	RebuildProgress uint64
+	Owner           byte
+	Epoch           uint64
+	Flags           uint64
+	SoloLSN         uint64
+	NVRAM           UUID
+	Opaque          []byte
+}
+
+// Solo tells whether FlagSolo is set.
+func (l *Label) Solo() bool { return l.Flags&FlagSolo != 0 }
+
+// Replaying tells whether FlagReplaying is set.
+func (l *Label) Replaying() bool { return l.Flags&FlagReplaying != 0 }
+
+// newer orders labels: an epoch's owner has the last word over every earlier epoch's, whatever its seq.
+func (l *Label) newer(o *Label) bool {
+	if l.Epoch != o.Epoch {
+		return l.Epoch > o.Epoch
+	}
+	return l.Seq > o.Seq
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// blockSum is the crc32c of a metadata block with the 4 bytes at off taken as zero.
+func blockSum(b []byte, off int) uint32 {
+	var zero [4]byte
+	c := crc32.Update(0, castagnoli, b[:off])
+	c = crc32.Update(c, castagnoli, zero[:])
+	return crc32.Update(c, castagnoli, b[off+4:])
+}
+
+// encode fills b, BlockBytes long.
+func (l *Label) encode(b []byte) {
+	clear(b[:BlockBytes])
+	le := binary.LittleEndian
+	copy(b, labelMagic)
+	le.PutUint32(b[8:], labelVersion)
+	copy(b[16:], l.Pool[:])
+	copy(b[32:], l.Array[:])
+	copy(b[48:], l.MemberID[:])
+	b[64], b[65], b[66], b[67], b[68] = byte(l.Member), byte(l.N), byte(l.K), byte(l.M), byte(l.Spares)
+	b[69] = l.Owner
+	le.PutUint64(b[72:], l.Seq)
+	le.PutUint64(b[80:], l.Epoch)
+	le.PutUint64(b[88:], l.Flags)
+	le.PutUint64(b[96:], l.SoloLSN)
+	copy(b[104:], l.NVRAM[:])
+	le.PutUint64(b[120:], l.Failed)
+	le.PutUint64(b[128:], l.Slots)
+	le.PutUint64(b[136:], uint64(l.MemberBytes))
+	copy(b[144:], l.SpareOf[:])
+	b[152], b[153] = byte(l.RebuildMember+1), byte(l.RebuildSpare+1)
+	le.PutUint64(b[160:], l.RebuildProgress)
+	le.PutUint16(b[168:], uint16(len(l.Opaque)))
+	copy(b[176:176+MaxOpaque], l.Opaque)
+	le.PutUint32(b[12:], blockSum(b[:BlockBytes], 12))
+}
+
+// decodeLabel parses one label block. Every error is ErrCorrupt, or ErrBlank when there is no label at all.
+func decodeLabel(b []byte) (*Label, error) {
+	if len(b) != BlockBytes {
+		return nil, fmt.Errorf("label of %d bytes: %w", len(b), ErrCorrupt)
+	}
+	if !bytes.Equal(b[:8], []byte(labelMagic)) {
+		return nil, ErrBlank
+	}
+	le := binary.LittleEndian
+	if got, want := blockSum(b, 12), le.Uint32(b[12:]); got != want {
+		return nil, fmt.Errorf("label checksum %08x, computed %08x: %w", want, got, ErrCorrupt)
+	}
+	if v := le.Uint32(b[8:]); v != labelVersion {
+		return nil, fmt.Errorf("label version %d: %w", v, ErrCorrupt)
+	}
+	l := &Label{
+		Member: int(b[64]), N: int(b[65]), K: int(b[66]), M: int(b[67]), Spares: int(b[68]), Owner: b[69],
+		Seq: le.Uint64(b[72:]), Epoch: le.Uint64(b[80:]), Flags: le.Uint64(b[88:]), SoloLSN: le.Uint64(b[96:]),
+		Failed: le.Uint64(b[120:]), Slots: le.Uint64(b[128:]), MemberBytes: int64(le.Uint64(b[136:])),
+		RebuildMember: int(b[152]) - 1, RebuildSpare: int(b[153]) - 1, RebuildProgress: le.Uint64(b[160:]),
+	}
+	copy(l.Pool[:], b[16:])
+	copy(l.Array[:], b[32:])
+	copy(l.MemberID[:], b[48:])
+	copy(l.NVRAM[:], b[104:])
+	copy(l.SpareOf[:], b[144:])
+	n := int(le.Uint16(b[168:]))
+	if n > MaxOpaque {
+		return nil, fmt.Errorf("label with %d opaque bytes: %w", n, ErrCorrupt)
+	}
+	if n > 0 {
+		l.Opaque = bytes.Clone(b[176 : 176+n])
+	}
+	if err := l.validate(); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// validate bounds what later code computes with, so that a label which was written wrong, though its checksum
+// is right, is refused and not believed.
+func (l *Label) validate() error {
+	bad := func(what string, v any) error { return fmt.Errorf("label with %s %v: %w", what, v, ErrCorrupt) }
+	if err := checkGeometry(l.N, l.K, l.M, l.Spares); err != nil {
+		return fmt.Errorf("label: %w: %w", err, ErrCorrupt)
+	}
+	switch {
+	case l.Member >= l.N:
+		return bad("member", l.Member)
+	case l.Slots == 0 || l.Slots > 1<<48:
+		return bad("slots", l.Slots)
+	case l.MemberBytes != DataOffset+int64(l.Slots)*SlotBytes:
+		return bad("member bytes", l.MemberBytes)
+	case l.N < 64 && l.Failed>>l.N != 0:
+		return bad("failed members", l.Failed)
+	case l.RebuildMember >= l.N || l.RebuildSpare >= l.Spares:
+		return bad("rebuild of", l.RebuildMember)
+	case len(l.Opaque) > MaxOpaque:
+		return bad("opaque bytes", len(l.Opaque))
+	}
+	for j, s := range l.SpareOf {
+		if int(s) > l.N || (s != 0 && j >= l.Spares) {
+			return bad("spare of", s)
+		}
+	}
+	return nil
+}
+
+// clone copies the label, Opaque included.
+func (l *Label) clone() Label {
+	c := *l
+	c.Opaque = bytes.Clone(l.Opaque)
+	return c
+}
