@@ -1,0 +1,286 @@
+package scsi
+
+import "encoding/binary"
+
+type opFlags uint16
+
+const (
+	// opNoUnit: answered for a number without a unit too.
+	opNoUnit opFlags = 1 << iota
+	// opNoAttention: neither reports nor clears a unit attention (SAM-5 5.14).
+	opNoAttention
+	// opStandby: served in the access states standby, unavailable and transitioning (SPC-4 5.15.2).
+	opStandby
+	// opNoDevice: does not call the device, so that it never blocks.
+	opNoDevice
+	// opMedium: needs a unit that is started.
+	opMedium
+	// opWrites, opReads: what a persistent reservation of another nexus forbids (SPC-4 table 66).
+	opWrites
+	opReads
+	// opAnyHolder: never in conflict with a reservation.
+	opAnyHolder
+	// opSlow: may block even where the device does not.
+	opSlow
+)
+
+// op is a command: how its CDB looks and what carries it out.
+type op struct {
+	code byte
+	// action is the service action, -1 where there is none.
+	action int
+	// usage is the CDB usage map: a bit for each bit of the CDB that is looked at. Its length
+	// is the CDB's.
+	usage []byte
+	flags opFlags
+	// decode fills in the fields of Task that the CDB names, and checks them.
+	decode func(*Task) error
+	run    func(*Task) error
+}
+
+const noAction = -1
+
+// The usage maps of the common forms of a CDB.
+var (
+	usageRead6   = []byte{0x08, 0x1F, 0xFF, 0xFF, 0xFF, 0x04}
+	usageRead10  = []byte{0x28, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0xFF, 0xFF, 0x04}
+	usageRead12  = []byte{0xA8, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}
+	usageRead16  = []byte{0x88, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}
+	usageWV10    = []byte{0x2E, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0xFF, 0xFF, 0x04}
+	usageWV12    = []byte{0xAE, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}
+	usageWV16    = []byte{0x8E, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}
+	usageSync10  = []byte{0x35, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0xFF, 0xFF, 0x04}
+	usageSync16  = []byte{0x91, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}
+	usageWS10    = []byte{0x41, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0xFF, 0xFF, 0x04}
+	usageWS16    = []byte{0x93, 0xF9, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}
+	usageAlloc16 = []byte{0x9E, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x04}
+	usageAlloc12 = []byte{0xA3, 0xFF, 0x00, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x04}
+	usageOut12   = []byte{0xA4, 0x1F, 0x00, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x04}
+	usage6       = []byte{0x00, 0x00, 0x00, 0x00, 0x00, 0x04}
+)
+
+// The CDB table. REPORT SUPPORTED OPERATION CODES answers from it too, so that it cannot lie.
+func operations() []op {
+	const (
+		read  = opReads | opMedium
+		write = opWrites | opMedium
+		admin = opAnyHolder | opStandby
+	)
+	return []op{
+		{0x00, noAction, usage6, opNoDevice | opMedium | opReads, nil, testUnitReady},
+		{0x03, noAction, []byte{0x03, 0x01, 0, 0, 0xFF, 0x04}, opNoUnit | opNoAttention | admin | opNoDevice, nil, requestSense},
+		{0x12, noAction, []byte{0x12, 0x01, 0xFF, 0xFF, 0xFF, 0x04}, opNoUnit | opNoAttention | admin | opNoDevice, nil, inquiry},
+		{0xA0, noAction, []byte{0xA0, 0, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opNoUnit | opNoAttention | admin | opNoDevice, nil, reportLUNs},
+
+		{0x08, noAction, usageRead6, read, decodeRead, read_},
+		{0x28, noAction, usageRead10, read, decodeRead, read_},
+		{0xA8, noAction, usageRead12, read, decodeRead, read_},
+		{0x88, noAction, usageRead16, read, decodeRead, read_},
+		{0x0A, noAction, usageRead6, write, decodeWrite, write_},
+		{0x2A, noAction, usageRead10, write, decodeWrite, write_},
+		{0xAA, noAction, usageRead12, write, decodeWrite, write_},
+		{0x8A, noAction, usageRead16, write, decodeWrite, write_},
+		{0x2E, noAction, usageWV10, write, decodeWrite, writeAndVerify},
+		{0xAE, noAction, usageWV12, write, decodeWrite, writeAndVerify},
+		{0x8E, noAction, usageWV16, write, decodeWrite, writeAndVerify},
+		{0x2F, noAction, usageWV10, read, decodeVerify, verify},
+		{0xAF, noAction, usageWV12, read, decodeVerify, verify},
+		{0x8F, noAction, usageWV16, read, decodeVerify, verify},
+		{0x8B, noAction, usageRead16, write, decodeWrite, orWrite},
+		{0x9C, noAction, []byte{0x9C, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}, write, decodeWriteAtomic, writeAtomic},
+		{0x89, noAction, []byte{0x89, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x00, 0x00, 0xFF, 0x1F, 0x04}, write, decodeCompareAndWrite, compareAndWrite},
+		{0x34, noAction, usageSync10, read | opNoDevice, decodeExtent, preFetch},
+		{0x90, noAction, usageSync16, read | opNoDevice, decodeExtent, preFetch},
+		{0x35, noAction, usageSync10, write, decodeSync, synchronizeCache},
+		{0x91, noAction, usageSync16, write, decodeSync, synchronizeCache},
+		{0x41, noAction, usageWS10, write, decodeWriteSame, writeSame},
+		{0x93, noAction, usageWS16, write, decodeWriteSame, writeSame},
+		{0x42, noAction, []byte{0x42, 0x01, 0, 0, 0, 0, 0x1F, 0xFF, 0xFF, 0x04}, write, decodeUnmap, unmap},
+		{0x9E, 0x12, usageAlloc16, read, decodeMappings, getLBAStatus},
+		{0x25, noAction, []byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opReads | opMedium | opNoDevice, nil, readCapacity10},
+		{0x9E, 0x10, []byte{0x9E, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opReads | opMedium | opNoDevice, nil, readCapacity16},
+
+		{0x1A, noAction, []byte{0x1A, 0x08, 0xFF, 0xFF, 0xFF, 0x04}, opReads | opNoDevice | opStandby, nil, modeSense},
+		{0x5A, noAction, []byte{0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0x04}, opReads | opNoDevice | opStandby, nil, modeSense},
+		{0x15, noAction, []byte{0x15, 0x11, 0, 0, 0xFF, 0x04}, opWrites | opNoDevice, decodeModeSelect, modeSelect},
+		{0x55, noAction, []byte{0x55, 0x11, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0x04}, opWrites | opNoDevice, decodeModeSelect, modeSelect},
+		{0x1B, noAction, []byte{0x1B, 0x01, 0, 0x0F, 0xF7, 0x04}, opWrites, nil, startStop},
+		{0x1D, noAction, []byte{0x1D, 0xFF, 0, 0xFF, 0xFF, 0x04}, opWrites | opNoDevice, nil, sendDiagnostic},
+
+		{0x16, noAction, usage6, opAnyHolder | opNoDevice, nil, reserve},
+		{0x56, noAction, []byte{0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opNoDevice, nil, reserve},
+		{0x17, noAction, usage6, opAnyHolder | opNoDevice, nil, release},
+		{0x57, noAction, []byte{0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opNoDevice, nil, release},
+
+		{0xA3, 0x0A, usageAlloc12, admin | opNoDevice, nil, reportTargetPortGroups},
+		{0xA3, 0x0C, []byte{0xA3, 0x1F, 0x87, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, admin | opNoDevice, nil, reportOperationCodes},
+		{0xA3, 0x0D, []byte{0xA3, 0x1F, 0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, admin | opNoDevice, nil, reportTaskManagement},
+	}
+}
+
+// decodeRange takes LBA and length from the fields that the CDB's length puts them in.
+func (t *Task) decodeRange() {
+	switch t.CDB[0] >> 5 {
+	case 0:
+		t.lba = uint64(t.CDB[1]&0x1F)<<16 | t.be16(2)
+		t.blocks = uint64(t.CDB[4])
+		if t.blocks == 0 {
+			t.blocks = 256
+		}
+	case 1, 2:
+		t.lba, t.blocks = t.be32(2), t.be16(7)
+	case 5:
+		t.lba, t.blocks = t.be32(2), t.be32(6)
+	default:
+		t.lba, t.blocks = t.be64(2), t.be32(10)
+	}
+}
+
+// checkRange refuses what lies beyond the unit's end.
+func (t *Task) checkRange() error {
+	if t.lba > t.info.Blocks || t.blocks > t.info.Blocks-t.lba {
+		return &sense{key: keyIllegalRequest, code: ascRange}
+	}
+	return nil
+}
+
+// checkTransfer refuses what the block limits page says is too long.
+func (t *Task) checkTransfer() error {
+	if t.blocks > t.maxTransferBlocks() {
+		return badCDB(lengthField(t.CDB[0]), 7)
+	}
+	return nil
+}
+
+func (t *Task) maxTransferBlocks() uint64 {
+	most := uint64(t.Nexus.Target.opts.MaxTransferBytes / t.info.BlockBytes)
+	if m := uint64(t.info.MaxBlocks); m != 0 && m < most {
+		most = m
+	}
+	return most
+}
+
+func lengthField(code byte) int {
+	switch code >> 5 {
+	case 0:
+		return 4
+	case 1, 2:
+		return 7
+	case 5:
+		return 6
+	}
+	return 10
+}
+
+// checkProtection refuses a request for protection information, which the unit does not keep.
+func (t *Task) checkProtection() error {
+	if t.CDB[0]>>5 != 0 && t.CDB[1]&0xE0 != 0 {
+		return badCDB(1, 7)
+	}
+	return nil
+}
+
+func (t *Task) checkWritable() error {
+	if t.info.ReadOnly || t.unit.mode.Load()&modeWriteProtect != 0 {
+		return &sense{key: keyDataProtect, code: ascWriteProtected}
+	}
+	return nil
+}
+
+// reportOperationCodes is REPORT SUPPORTED OPERATION CODES (SPC-4 6.35).
+func reportOperationCodes(t *Task) error {
+	options, code, action, allocation := t.CDB[2]&7, t.CDB[3], int(t.be16(4)), t.be32(6)
+	timeouts := t.CDB[2]&0x80 != 0
+	x := t.Nexus.Target.ops
+	b := t.reply[:0]
+	switch options {
+	case 0:
+		b = append(b, 0, 0, 0, 0)
+		for i := range x.ops {
+			b = appendCommand(b, &x.ops[i], timeouts)
+		}
+		binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	case 1, 2, 3:
+		var o *op
+		switch {
+		case options == 1 && x.hasActions(code):
+			return badCDB(2, 2)
+		case options == 2 && x.known(code) && !x.hasActions(code):
+			return badCDB(2, 2)
+		}
+		for i := range x.ops {
+			c := &x.ops[i]
+			if c.code == code && (c.action == noAction && (options == 1 || options == 3 && action == 0) || c.action == action && options != 1) {
+				o = c
+			}
+		}
+		b = appendSupport(b, o, timeouts)
+	default:
+		return badCDB(2, 2)
+	}
+	t.reply = b
+	return t.answer(b, allocation)
+}
+
+// appendCommand appends a command descriptor (SPC-4 table 215).
+func appendCommand(b []byte, o *op, timeouts bool) []byte {
+	var flags byte
+	action := uint16(0)
+	if o.action != noAction {
+		flags |= 0x01
+		action = uint16(o.action)
+	}
+	if timeouts {
+		flags |= 0x02
+	}
+	b = append(b, o.code, 0, byte(action>>8), byte(action), 0, flags, 0, byte(len(o.usage)))
+	if timeouts {
+		b = appendTimeouts(b)
+	}
+	return b
+}
+
+// appendSupport appends the one-command format (SPC-4 table 217).
+func appendSupport(b []byte, o *op, timeouts bool) []byte {
+	if o == nil {
+		return append(b, 0, 0x01, 0, 0)
+	}
+	support := byte(0x03)
+	if timeouts {
+		support |= 0x80
+	}
+	b = append(b, 0, support, 0, byte(len(o.usage)))
+	start := len(b)
+	b = append(b, o.usage...)
+	b[start] = o.code
+	if o.action != noAction {
+		// The service action is not a mask but the value itself.
+		b[start+1] = b[start+1]&^0x1F | byte(o.action)
+	}
+	if timeouts {
+		b = appendTimeouts(b)
+	}
+	return b
+}
+
+// appendTimeouts appends a command timeouts descriptor that names no time-out.
+func appendTimeouts(b []byte) []byte {
+	return append(b, 0, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+}
+
+// reportTaskManagement is REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36): abort task,
+// abort task set, clear task set, logical unit reset, target reset; query task and its kin.
+func reportTaskManagement(t *Task) error {
+	allocation := t.be32(6)
+	if allocation < 4 {
+		return badCDB(6, 7)
+	}
+	const ats, atset, cts, lur, tr = 0x80, 0x40, 0x10, 0x08, 0x02
+	b := append(t.reply[:0], ats|atset|cts|lur|tr, 0, 0, 0)
+	if t.CDB[2]&0x80 != 0 {
+		b[3] = 12
+		b = append(b, make([]byte, 12)...)
+	}
+	t.reply = b
+	return t.answer(b, allocation)
+}

@@ -1,0 +1,243 @@
+package scsi
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/ledge-storage/ledge/target"
+)
+
+// Errors of configuring a Target.
+var (
+	// ErrLUNInUse: Attach of a number that has a unit.
+	ErrLUNInUse = errors.New("scsi: logical unit number is in use")
+	// ErrNoLUN: a call that names a number without a unit.
+	ErrNoLUN = errors.New("scsi: no such logical unit")
+)
+
+// MaxLUN is the highest logical unit number: the 14 bits of flat space addressing (SAM-5 4.7.7.3).
+const MaxLUN = 1<<14 - 1
+
+// MaxUnits bounds the units of one target.
+const MaxUnits = 4096
+
+// Options of a Target. The zero value is usable.
+type Options struct {
+	// MaxTransferBytes bounds the data of one READ or WRITE; zero: 16 MiB. It is told to
+	// initiators in the block limits page. Writes are gathered whole in memory, reads are not.
+	MaxTransferBytes uint32
+}
+
+// ReservationStore keeps the persistent reservations of a unit through power loss (APTPL).
+// Both calls may block.
+type ReservationStore interface {
+	// Load returns what Save stored last, or nothing.
+	Load() ([]byte, error)
+	// Save returns when state is durable.
+	Save(state []byte) error
+}
+
+// UnitOptions of one logical unit.
+type UnitOptions struct {
+	// Initiators that see the unit, by iSCSI name (in its canonical lower-case form); nil: all.
+	Initiators []string
+	// Reservations keeps persistent reservations; nil: they live as long as the Target, and
+	// APTPL is refused.
+	Reservations ReservationStore
+}
+
+// Target is a SCSI target device: a name and its logical units. All methods may be called at any
+// time, whatever sessions are doing.
+type Target struct {
+	name string
+	opts Options
+	ops  *opTable
+
+	mu       sync.Mutex // guards changes of what follows; reads are of the atomic pointers
+	units    atomic.Pointer[map[uint64]*unit]
+	groups   atomic.Pointer[[]target.PortGroup]
+	sessions atomic.Pointer[map[*Nexus]struct{}]
+}
+
+// NewTarget returns a target without units. Name is its iSCSI name.
+func NewTarget(name string, o Options) *Target {
+	if o.MaxTransferBytes == 0 {
+		o.MaxTransferBytes = 16 << 20
+	}
+	t := &Target{name: name, opts: o, ops: newOpTable()}
+	t.sessions.Store(&map[*Nexus]struct{}{})
+	t.units.Store(&map[uint64]*unit{})
+	t.groups.Store(&[]target.PortGroup{})
+	return t
+}
+
+// Name returns the iSCSI name.
+func (t *Target) Name() string { return t.name }
+
+// Attach makes dev the logical unit lun.
+func (t *Target) Attach(lun uint64, dev target.Device, o UnitOptions) error {
+	if lun > MaxLUN {
+		return fmt.Errorf("scsi: attach lun %d: numbers end at %d", lun, MaxLUN)
+	}
+	if bs := dev.Info().BlockBytes; bs != 512 && bs != 4096 {
+		return fmt.Errorf("scsi: attach lun %d: block size %d is neither 512 nor 4096", lun, bs)
+	}
+	u, err := newUnit(t, lun, dev, o)
+	if err != nil {
+		return fmt.Errorf("scsi: attach lun %d: %w", lun, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := *t.units.Load()
+	if _, used := old[lun]; used {
+		return fmt.Errorf("scsi: attach lun %d: %w", lun, ErrLUNInUse)
+	}
+	if len(old) >= MaxUnits {
+		return fmt.Errorf("scsi: attach lun %d: the target has %d units already", lun, MaxUnits)
+	}
+	units := make(map[uint64]*unit, len(old)+1)
+	for n, u := range old {
+		units[n] = u
+	}
+	units[lun] = u
+	t.units.Store(&units)
+	for n := range *t.sessions.Load() {
+		n.learn(u, false)
+	}
+	t.lunsChanged()
+	return nil
+}
+
+// Detach takes the unit away. It cancels the commands that run on it and returns when the device
+// is called no more.
+func (t *Target) Detach(lun uint64) error {
+	t.mu.Lock()
+	old := *t.units.Load()
+	u, ok := old[lun]
+	if !ok {
+		t.mu.Unlock()
+		return fmt.Errorf("scsi: detach lun %d: %w", lun, ErrNoLUN)
+	}
+	units := make(map[uint64]*unit, len(old))
+	for n, v := range old {
+		if n != lun {
+			units[n] = v
+		}
+	}
+	t.units.Store(&units)
+	for n := range *t.sessions.Load() {
+		n.forget(u)
+	}
+	t.lunsChanged()
+	t.mu.Unlock()
+	u.remove()
+	return nil
+}
+
+// Changed tells initiators that the unit's capacity or other parameters changed.
+func (t *Target) Changed(lun uint64) {
+	if u := (*t.units.Load())[lun]; u != nil {
+		u.attention(uaCapacityChanged, nil)
+	}
+}
+
+// SetInitiators changes who sees the unit; nil: all.
+func (t *Target) SetInitiators(lun uint64, initiators []string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	u := (*t.units.Load())[lun]
+	if u == nil {
+		return fmt.Errorf("scsi: set initiators of lun %d: %w", lun, ErrNoLUN)
+	}
+	u.setInitiators(initiators)
+	for n := range *t.sessions.Load() {
+		if i := n.itl(u); i != nil {
+			i.allowed.Store(u.allows(n.Initiator))
+		}
+	}
+	t.lunsChanged()
+	return nil
+}
+
+// SetPortGroups sets the access state of every target port group, for REPORT TARGET PORT GROUPS
+// and for the commands that arrive on their ports. None: one group that is optimized.
+func (t *Target) SetPortGroups(groups []target.PortGroup) {
+	next := make([]target.PortGroup, len(groups))
+	for i, g := range groups {
+		g.Ports = slices.Clone(g.Ports)
+		next[i] = g
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := *t.groups.Load()
+	t.groups.Store(&next)
+	if !statesDiffer(old, next) {
+		return
+	}
+	for _, u := range *t.units.Load() {
+		u.attention(uaAccessStateChanged, nil)
+	}
+}
+
+// PortGroups returns what SetPortGroups set.
+func (t *Target) PortGroups() []target.PortGroup { return *t.groups.Load() }
+
+func statesDiffer(a, b []target.PortGroup) bool {
+	if len(a) == 0 {
+		return false // the first setting is no change that an initiator could have seen
+	}
+	return !slices.EqualFunc(a, b, func(x, y target.PortGroup) bool {
+		return x.ID == y.ID && x.State == y.State && x.Preferred == y.Preferred
+	})
+}
+
+// lunsChanged queues REPORTED LUNS DATA HAS CHANGED everywhere. Target.mu is held.
+func (t *Target) lunsChanged() {
+	for _, u := range *t.units.Load() {
+		u.attention(uaLUNsChanged, nil)
+	}
+}
+
+// VisibleTo says whether initiator would see any unit: discovery and login ask it.
+func (t *Target) VisibleTo(initiator string) bool {
+	units := *t.units.Load()
+	if len(units) == 0 {
+		return true
+	}
+	for _, u := range units {
+		if u.allows(initiator) {
+			return true
+		}
+	}
+	return false
+}
+
+// state returns the access state of the group that holds the relative port.
+func (t *Target) state(port uint16) target.AccessState {
+	for _, g := range *t.groups.Load() {
+		if slices.Contains(g.Ports, port) {
+			return g.State
+		}
+	}
+	return target.Optimized
+}
+
+// group returns the target port group of a relative port; 1 where none is configured.
+func (t *Target) group(port uint16) uint16 {
+	for _, g := range *t.groups.Load() {
+		if slices.Contains(g.Ports, port) {
+			return g.ID
+		}
+	}
+	return 1
+}
+
+// eachNexus calls f for every nexus without holding a lock that f could want.
+func (t *Target) eachNexus(f func(*Nexus)) {
+	for n := range *t.sessions.Load() {
+		f(n)
+	}
+}

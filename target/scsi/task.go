@@ -1,0 +1,355 @@
+package scsi
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ledge-storage/ledge/target"
+)
+
+// Transport is what a Task asks of the protocol that carries it.
+type Transport interface {
+	// DataIn takes the next piece of a command's data-in, and the buffer with it. It may wait
+	// for the initiator to take earlier data. It is called during Run only.
+	DataIn(t *Task, b *Buffer)
+	// Aborted says that t was aborted before it ran: no data is wanted, no response is due.
+	Aborted(t *Task)
+}
+
+// MaxCDB is the longest command descriptor block that is looked at (SPC-4 4.2.3 allows 260).
+const MaxCDB = 32
+
+// readPiece is the most that a READ holds in memory.
+const readPiece = 256 << 10
+
+type taskState uint8
+
+const (
+	taskIdle    taskState = iota // not in a task set
+	taskWaiting                  // prepared, waiting for data-out
+	taskRunning                  // the device may be at work
+)
+
+// Attribute is a task attribute (SAM-5 8.9).
+type Attribute uint8
+
+// The attributes, as RFC 7143 11.3.1 numbers them.
+const (
+	Untagged Attribute = iota
+	Simple
+	Ordered
+	HeadOfQueue
+	ACA
+)
+
+// Task is one command. A transport keeps them pooled: each use begins with
+// Reset.
+type Task struct {
+	// Set by the transport before Prepare.
+	Transport Transport
+	Nexus     *Nexus
+	LUN       uint64 // the eight bytes of the wire, big-endian
+	Tag       uint64 // names the task on its nexus, for task management
+	CDB       [MaxCDB]byte
+	Attribute Attribute
+	// InLimit and OutLimit are the bytes of data-in and data-out that the initiator has
+	// room for, or offers.
+	InLimit, OutLimit int64
+
+	// Set by Prepare: how many bytes of data-out Run wants, at most OutLimit.
+	OutWanted int64
+	// Out is the data-out, OutWanted bytes in all. Each slice but the last is a multiple of
+	// 4096 long.
+	Out [][]byte
+
+	// The outcome, valid when Prepare returned false or after Run.
+	Status byte
+	Sense  []byte
+	// InTotal and OutTotal are what the command would move without the limits, from which a
+	// transport tells residuals; InSent is what DataIn was given.
+	InTotal, OutTotal, InSent int64
+
+	op     *op
+	unit   *unit
+	itl    *itl
+	state  taskState
+	info   target.Info
+	lba    uint64
+	blocks uint64
+	vec    [][]byte
+	reply  []byte
+	sense  [maxSense]byte
+	ctx    *taskContext
+
+	aborted    atomic.Bool
+	abortedBy  uint64 // guarded by unit.mu
+	prev, next *Task  // guarded by unit.mu
+}
+
+// Reset makes t as good as new. It must not be in a task set.
+func (t *Task) Reset() {
+	if t.ctx == nil || t.ctx.used() {
+		if t.ctx != nil {
+			t.ctx.cancel() // ends what a device derived from it and left
+		}
+		t.ctx = new(taskContext)
+	}
+	t.Transport, t.Nexus, t.unit, t.itl, t.op = nil, nil, nil, nil, nil
+	t.OutWanted, t.InTotal, t.OutTotal, t.InSent = 0, 0, 0, 0
+	clear(t.Out)
+	t.Out = t.Out[:0]
+	clear(t.vec)
+	t.vec = t.vec[:0]
+	t.Sense = nil
+	t.Status = 0
+	t.lba, t.blocks = 0, 0
+	t.abortedBy = 0
+	t.aborted.Store(false)
+	if cap(t.reply) > 64<<10 {
+		t.reply = nil
+	}
+}
+
+// WasAborted says that task management ended the task: no response is due.
+func (t *Task) WasAborted() bool { return t.aborted.Load() }
+
+// NeverBlocks says that Run waits for nothing but Transport.DataIn.
+func (t *Task) NeverBlocks() bool {
+	if t.op.flags&opSlow != 0 {
+		return false
+	}
+	return t.op.flags&opNoDevice != 0 || t.unit == nil || t.unit.neverBlocks()
+}
+
+// Prepare looks at the CDB. It returns true when the task shall run after OutWanted bytes have
+// been gathered; false when it has ended, with Status and Sense. Either way Finish is due.
+func (t *Task) Prepare() bool {
+	t.op = t.Nexus.Target.ops.lookup(t.CDB[0], t.CDB[1])
+	if err := t.prepare(); err != nil {
+		t.end(err)
+		return false
+	}
+	return true
+}
+
+func (t *Task) prepare() error {
+	lun, ok := DecodeLUN(t.LUN)
+	if ok {
+		t.unit, t.itl = t.Nexus.unit(lun)
+	}
+	u := t.unit
+	t.unit = nil // until it is in the task set
+	if u == nil {
+		return t.prepareWithoutUnit()
+	}
+	u.enter(t)
+	if t.op == nil {
+		if i := t.itl; i.pending.Load() > 0 {
+			if a, ok := i.take(); ok {
+				return &sense{key: keyUnitAttention, code: a}
+			}
+		}
+		return t.unknownOperation()
+	}
+	flags := t.op.flags
+	if flags&opNoAttention == 0 && t.itl.pending.Load() > 0 {
+		if a, ok := t.itl.take(); ok {
+			return &sense{key: keyUnitAttention, code: a}
+		}
+	}
+	if u.restricted.Load() {
+		if err := u.checkReservations(t); err != nil {
+			return err
+		}
+	}
+	if flags&opStandby == 0 {
+		if err := stateError(t.Nexus.Target.state(t.Nexus.RelativePort)); err != nil {
+			return err
+		}
+	}
+	if err := t.checkUsage(); err != nil {
+		return err
+	}
+	t.info = u.dev.Info()
+	if flags&opMedium != 0 && u.mode.Load()&modeStopped != 0 {
+		return &sense{key: keyNotReady, code: ascNeedsStart}
+	}
+	if t.op.decode != nil {
+		if err := t.op.decode(t); err != nil {
+			return err
+		}
+	}
+	t.OutWanted = min(t.OutTotal, t.OutLimit)
+	return nil
+}
+
+// prepareWithoutUnit serves the few commands that a number without a unit answers (SPC-4 table 38).
+func (t *Task) prepareWithoutUnit() error {
+	if t.op == nil || t.op.flags&opNoUnit == 0 {
+		return illegal(ascUnsupportedLUN)
+	}
+	return t.checkUsage()
+}
+
+// checkUsage refuses a CDB with a bit set that its usage map (SPC-4 6.35.3) does not know.
+func (t *Task) checkUsage() error {
+	usage := t.op.usage
+	for i := 1; i < len(usage); i++ {
+		if extra := t.CDB[i] &^ usage[i]; extra != 0 && i != len(usage)-1 {
+			bit := 7
+			for extra>>bit&1 == 0 {
+				bit--
+			}
+			return badCDB(i, bit)
+		}
+	}
+	// CONTROL: NACA is not supported; the vendor and reserved bits are ignored.
+	if control := t.CDB[len(usage)-1]; len(usage) >= 6 && control&0x04 != 0 {
+		return badCDB(len(usage)-1, 2)
+	}
+	return nil
+}
+
+func (t *Task) unknownOperation() error {
+	if t.Nexus.Target.ops.known(t.CDB[0]) {
+		return badCDB(1, 4) // the opcode is there, its service action is not
+	}
+	return illegal(ascInvalidOpcode)
+}
+
+// Run carries the command out.
+func (t *Task) Run() {
+	if t.unit != nil {
+		if err := t.unit.begin(t); err != nil {
+			t.end(err)
+			return
+		}
+	}
+	t.end(t.op.run(t))
+}
+
+// Finish ends the task's life in its unit's task set. Data given to DataIn may still be on the way.
+func (t *Task) Finish() {
+	if t.unit != nil {
+		t.unit.leave(t)
+		t.unit = nil
+	}
+}
+
+func (t *Task) end(err error) {
+	if err == nil {
+		t.Status = StatusGood
+		return
+	}
+	status, s := toStatus(err)
+	t.Status = status
+	if s != nil {
+		descriptor := t.unit != nil && t.unit.mode.Load()&modeDescriptorSense != 0
+		t.Sense = s.encode(t.sense[:0], descriptor)
+	}
+}
+
+// Busy ends a prepared task with TASK SET FULL.
+func (t *Task) Busy() { t.end(statusError(StatusTaskSetFull)) }
+
+// answer gives parameter data to the initiator, as far as its allocation length goes.
+func (t *Task) answer(data []byte, allocation uint64) error {
+	n := int64(min(uint64(len(data)), allocation))
+	t.InTotal = n
+	data = data[:min(n, t.InLimit)]
+	for len(data) > 0 {
+		b := GetBuffer(min(len(data), MaxBuffer))
+		n := copy(b.B, data)
+		data = data[n:]
+		t.give(b)
+	}
+	return nil
+}
+
+// give hands over a piece of data-in, no more than the initiator has room for.
+func (t *Task) give(b *Buffer) {
+	room := t.InLimit - t.InSent
+	if int64(len(b.B)) > room {
+		b.B = b.B[:room]
+	}
+	t.InSent += int64(len(b.B))
+	t.Transport.DataIn(t, b)
+}
+
+// list returns the parameter list, contiguous, or an error where the initiator sent less than the
+// CDB announced.
+func (t *Task) list() ([]byte, error) {
+	if t.OutWanted < t.OutTotal {
+		return nil, illegal(ascParameterListLength)
+	}
+	if len(t.Out) == 1 {
+		return t.Out[0], nil
+	}
+	b := t.reply[:0]
+	for _, s := range t.Out {
+		b = append(b, s...)
+	}
+	t.reply = b
+	return b, nil
+}
+
+// bytes of the CDB.
+func (t *Task) be16(i int) uint64 { return uint64(binary.BigEndian.Uint16(t.CDB[i:])) }
+func (t *Task) be24(i int) uint64 { return uint64(t.CDB[i])<<16 | t.be16(i+1) }
+func (t *Task) be32(i int) uint64 { return uint64(binary.BigEndian.Uint32(t.CDB[i:])) }
+func (t *Task) be64(i int) uint64 { return binary.BigEndian.Uint64(t.CDB[i:]) }
+
+// taskContext is a context.Context that lives in its Task and makes its channel only when
+// somebody asks for it, so that a command costs no allocation.
+type taskContext struct {
+	mu        sync.Mutex
+	done      chan struct{}
+	cancelled bool
+}
+
+func (c *taskContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (c *taskContext) Value(any) any               { return nil }
+
+func (c *taskContext) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done == nil {
+		c.done = make(chan struct{})
+		if c.cancelled {
+			close(c.done)
+		}
+	}
+	return c.done
+}
+
+func (c *taskContext) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancelled {
+		return context.Canceled
+	}
+	return nil
+}
+
+func (c *taskContext) cancel() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancelled {
+		return
+	}
+	c.cancelled = true
+	if c.done != nil {
+		close(c.done)
+	}
+}
+
+// used says that somebody may hold the channel or wait for it: the context must not serve
+// another task.
+func (c *taskContext) used() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.done != nil || c.cancelled
+}

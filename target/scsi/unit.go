@@ -1,0 +1,213 @@
+package scsi
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/ledge-storage/ledge/target"
+)
+
+// unit is a logical unit: a device and what SCSI makes it remember.
+type unit struct {
+	target *Target
+	lun    uint64
+	dev    target.Device
+	inline target.Inline // dev, where it is one
+	store  ReservationStore
+
+	acl atomic.Pointer[map[string]struct{}]
+	// mode holds the bits that MODE SELECT and START STOP UNIT change; see mode.go.
+	mode atomic.Uint32
+	// restricted says that a reservation of either kind exists, so that the common case
+	// takes no lock.
+	restricted atomic.Bool
+	// atomics serialises commands that read, compute and write (ORWRITE) against each other.
+	atomics sync.Mutex
+
+	mu       sync.Mutex // guards what follows
+	left     *sync.Cond // a running task has left
+	first    *Task      // the task set, oldest first
+	last     *Task
+	removed  bool
+	reserved *Nexus // holder of RESERVE(6), RESERVE(10)
+	pr       reservations
+}
+
+func newUnit(t *Target, lun uint64, dev target.Device, o UnitOptions) (*unit, error) {
+	u := &unit{target: t, lun: lun, dev: dev, store: o.Reservations}
+	u.left = sync.NewCond(&u.mu)
+	u.inline, _ = dev.(target.Inline)
+	u.setInitiators(o.Initiators)
+	if err := u.loadReservations(); err != nil {
+		return nil, fmt.Errorf("load reservations: %w", err)
+	}
+	return u, nil
+}
+
+func (u *unit) setInitiators(names []string) {
+	if names == nil {
+		u.acl.Store(nil)
+		return
+	}
+	m := make(map[string]struct{}, len(names))
+	for _, n := range names {
+		m[n] = struct{}{}
+	}
+	u.acl.Store(&m)
+}
+
+func (u *unit) allows(initiator string) bool {
+	m := u.acl.Load()
+	if m == nil {
+		return true
+	}
+	_, ok := (*m)[initiator]
+	return ok
+}
+
+// neverBlocks says whether the device may be called from a connection's reader.
+func (u *unit) neverBlocks() bool { return u.inline != nil && u.inline.NeverBlocks() }
+
+// attention queues a for every nexus but one.
+func (u *unit) attention(a asc, but *Nexus) {
+	u.attentionWhere(a, func(n *Nexus) bool { return n != but })
+}
+
+func (u *unit) attentionWhere(a asc, where func(*Nexus) bool) {
+	u.target.eachNexus(func(n *Nexus) {
+		if where(n) {
+			if i := n.itl(u); i != nil {
+				i.add(a)
+			}
+		}
+	})
+}
+
+// enter puts t in the task set.
+func (u *unit) enter(t *Task) {
+	u.mu.Lock()
+	t.unit = u
+	t.state = taskWaiting
+	t.prev, t.next = u.last, nil
+	if u.last != nil {
+		u.last.next = t
+	} else {
+		u.first = t
+	}
+	u.last = t
+	u.mu.Unlock()
+}
+
+// begin makes t a running task, unless it was aborted meanwhile or the unit is gone.
+func (u *unit) begin(t *Task) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if t.aborted.Load() {
+		return errAborted
+	}
+	if u.removed {
+		return illegal(ascUnsupportedLUN)
+	}
+	t.state = taskRunning
+	return nil
+}
+
+// leave takes t out of the task set.
+func (u *unit) leave(t *Task) {
+	u.mu.Lock()
+	if t.prev != nil {
+		t.prev.next = t.next
+	} else {
+		u.first = t.next
+	}
+	if t.next != nil {
+		t.next.prev = t.prev
+	} else {
+		u.last = t.prev
+	}
+	t.prev, t.next = nil, nil
+	if t.state == taskRunning {
+		u.left.Broadcast()
+	}
+	t.state = taskIdle
+	u.mu.Unlock()
+}
+
+// abort cancels every task that match picks and returns when none of them runs any more. Those
+// that wait for data never will; their transport is told. It returns how many there were.
+func (u *unit) abort(match func(*Task) bool) (count int) {
+	var waiting []*Task
+	u.mu.Lock()
+	generation := abortGeneration.Add(1)
+	for t := u.first; t != nil; t = t.next {
+		if !match(t) {
+			continue
+		}
+		count++
+		if !t.aborted.Swap(true) {
+			t.ctx.cancel()
+		}
+		t.abortedBy = generation
+		if t.state == taskWaiting {
+			waiting = append(waiting, t)
+		}
+	}
+	for u.running(generation) {
+		u.left.Wait()
+	}
+	u.mu.Unlock()
+	for _, t := range waiting {
+		t.Transport.Aborted(t)
+	}
+	return count
+}
+
+// abortGeneration names a call of abort, so that it waits for its own tasks only.
+var abortGeneration atomic.Uint64
+
+func (u *unit) running(generation uint64) bool {
+	for t := u.first; t != nil; t = t.next {
+		if t.abortedBy == generation && t.state == taskRunning {
+			return true
+		}
+	}
+	return false
+}
+
+// loseNexus ends what the unit holds for n.
+func (u *unit) loseNexus(n *Nexus) {
+	u.abort(func(t *Task) bool { return t.Nexus == n })
+	u.mu.Lock()
+	if u.reserved == n {
+		u.reserved = nil
+		u.updateRestricted()
+	}
+	u.mu.Unlock()
+}
+
+// remove refuses every task from now on and waits for those that run.
+func (u *unit) remove() {
+	u.mu.Lock()
+	u.removed = true
+	u.mu.Unlock()
+	u.abort(func(*Task) bool { return true })
+}
+
+// reset is LOGICAL UNIT RESET (SAM-5 6.3.3): tasks end, RESERVE is dropped, mode parameters
+// return to their defaults, everyone learns of it. Persistent reservations stay.
+func (u *unit) reset(by *Task) int {
+	count := u.abort(func(t *Task) bool { return t != by })
+	u.mu.Lock()
+	u.reserved = nil
+	u.updateRestricted()
+	u.mu.Unlock()
+	u.mode.Store(0)
+	u.attention(uaReset, nil)
+	return count
+}
+
+// updateRestricted follows a change of either reservation. unit.mu is held.
+func (u *unit) updateRestricted() {
+	u.restricted.Store(u.reserved != nil || u.pr.held())
+}
