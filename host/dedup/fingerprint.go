@@ -1,0 +1,151 @@
+// Package dedup names blocks by their content and remembers where a name was stored.
+//
+// It owns the fingerprint (SHA-256, keyed per store, so that fingerprints tell an outsider
+// nothing about the content, not even that two stores hold the same block) and the index from
+// fingerprint to place. The index is a hint: it may forget an entry, and it may give a place
+// whose content is another; whoever uses a hit verifies it against the fingerprint kept beside
+// the data. So the index needs no persistence and no transaction, and its memory is one number
+// given at the start.
+//
+// It never reads or writes a device. It is the only importer of sha256-simd.
+package dedup
+
+import (
+	"crypto/sha256"
+	"hash"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/klauspost/cpuid/v2"
+	simd "github.com/minio/sha256-simd"
+)
+
+// BlockBytes is the size of the blocks that are fingerprinted.
+const BlockBytes = 4096
+
+// Fingerprint is SHA-256 over the block followed by the store's key.
+//
+// The key comes last because sha256-simd's server keeps a reference to what it was given: with the
+// key first, the block's unaligned remainder overwrites, in the digest's own buffer, a chunk that
+// is still waiting to be hashed, and the sum is wrong. The block is a multiple of the chunk, so
+// this order has no remainder. All messages have one length, so neither order can be extended.
+type Fingerprint [sha256.Size]byte
+
+// Key makes the fingerprints of one store incomparable with those of another.
+type Key [32]byte
+
+// Engine is an implementation of SHA-256.
+type Engine uint8
+
+const (
+	// Standard is crypto/sha256: the fastest where the CPU has SHA extensions.
+	Standard Engine = iota
+	// Stream is sha256-simd's single stream.
+	Stream
+	// Lanes is sha256-simd's AVX-512 server: sixteen blocks at once.
+	Lanes
+)
+
+func (e Engine) String() string {
+	switch e {
+	case Standard:
+		return "crypto/sha256"
+	case Stream:
+		return "sha256-simd"
+	case Lanes:
+		return "sha256-simd avx512 server"
+	}
+	return "unknown"
+}
+
+// laneCount is how many blocks the AVX-512 server hashes at once; fewer callers leave lanes idle.
+const laneCount = 16
+
+// Hasher computes fingerprints; it may be used by many goroutines at once.
+type Hasher struct {
+	key    Key
+	engine Engine
+	pool   sync.Pool // of hash.Hash
+}
+
+// NewHasher returns a hasher with the engine that Fastest found.
+func NewHasher(key Key) *Hasher { return NewHasherWith(key, Fastest()) }
+
+// NewHasherWith returns a hasher with the given engine. Lanes must only be asked for where
+// Fastest may return it: on a CPU with AVX-512.
+func NewHasherWith(key Key, engine Engine) *Hasher {
+	h := &Hasher{key: key, engine: engine}
+	switch engine {
+	case Stream:
+		h.pool.New = func() any { return simd.New() }
+	case Lanes:
+		srv := laneServer()
+		h.pool.New = func() any { return simd.NewAvx512(srv) }
+	default:
+		h.pool.New = func() any { return sha256.New() }
+	}
+	return h
+}
+
+// Engine tells which implementation the hasher uses.
+func (h *Hasher) Engine() Engine { return h.engine }
+
+// Sum fills dst[i] with the fingerprint of blocks[i].
+func (h *Hasher) Sum(dst []Fingerprint, blocks [][]byte) {
+	if h.engine != Lanes || len(blocks) < 2 {
+		h.run(dst, blocks)
+		return
+	}
+	var wg sync.WaitGroup
+	for lane := 0; lane < laneCount && lane < len(blocks); lane++ {
+		lo, hi := lane*len(blocks)/laneCount, (lane+1)*len(blocks)/laneCount
+		wg.Go(func() { h.run(dst[lo:hi], blocks[lo:hi]) })
+	}
+	wg.Wait()
+}
+
+func (h *Hasher) run(dst []Fingerprint, blocks [][]byte) {
+	d := h.pool.Get().(hash.Hash)
+	for i, b := range blocks {
+		d.Reset()
+		d.Write(b)
+		d.Write(h.key[:])
+		d.Sum(dst[i][:0])
+	}
+	h.pool.Put(d)
+}
+
+// laneServer is one for the process: sha256-simd has no way to stop its goroutine, so it is
+// started at most once, and only where the CPU could profit from it.
+var laneServer = sync.OnceValue(simd.NewAvx512Server)
+
+// Fastest measures the engines on this CPU, once for the process (about ten milliseconds), and
+// returns the one that hashes most blocks per second when every CPU is at work.
+var Fastest = sync.OnceValue(func() Engine {
+	engines := []Engine{Standard, Stream}
+	if runtime.GOARCH == "amd64" && cpuid.CPU.Supports(cpuid.AVX512F, cpuid.AVX512BW, cpuid.AVX512VL) {
+		engines = append(engines, Lanes)
+	}
+	blocks := make([][]byte, 256)
+	for i := range blocks {
+		blocks[i] = make([]byte, BlockBytes)
+		blocks[i][0], blocks[i][1] = byte(i), byte(i>>8)
+	}
+	sums := make([]Fingerprint, len(blocks))
+	best, bestTime := Standard, time.Duration(0)
+	for _, e := range engines {
+		h := NewHasherWith(Key{}, e)
+		h.Sum(sums[:laneCount], blocks[:laneCount]) // start what must be started
+		took := time.Duration(1 << 62)
+		for range 3 { // the least of three: the rest is the scheduler's
+			start := time.Now()
+			h.Sum(sums, blocks)
+			took = min(took, time.Since(start))
+		}
+		if bestTime == 0 || took < bestTime*9/10 { // a tie goes to the standard library
+			best, bestTime = e, took
+		}
+	}
+	return best
+})
