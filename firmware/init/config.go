@@ -1,0 +1,151 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/ledge-storage/ledge/boards"
+)
+
+type boardFile = boards.Board
+
+const (
+	shelfdPath = "/bin/shelfd"
+	configPath = "/run/ledge/shelfd.json"
+	fwCfgRoot  = "/sys/firmware/qemu_fw_cfg/by_name"
+	// maxConfigBytes bounds what a hypervisor may hand us.
+	maxConfigBytes = 1 << 20
+)
+
+// arguments are what the kernel's command line tells this controller about itself.
+type arguments struct {
+	Board, Controller string
+	Rescue            bool
+}
+
+func bootArguments() arguments {
+	text, _ := os.ReadFile("/proc/cmdline")
+	return parseArguments(string(text))
+}
+
+func parseArguments(cmdline string) arguments {
+	var a arguments
+	for _, word := range strings.Fields(cmdline) {
+		key, value, _ := strings.Cut(word, "=")
+		switch key {
+		case "ledge.board":
+			a.Board = value
+		case "ledge.controller":
+			a.Controller = value
+		case "ledge.rescue":
+			a.Rescue = true
+		}
+	}
+	return a
+}
+
+// board loads the board that the command line names. The board comes back with an error, too, when only
+// the controller's letter is wrong: the console and the modules work without it.
+func (a arguments) board() (*boardFile, error) {
+	if a.Board == "" {
+		return nil, errors.New("ledge.board= is not on the kernel's command line")
+	}
+	b, err := boards.Load(a.Board)
+	if err != nil {
+		return nil, err
+	}
+	if a.Controller != "A" && a.Controller != "B" {
+		return b, fmt.Errorf("ledge.controller=%q on the kernel's command line: a controller is A or B", a.Controller)
+	}
+	return b, nil
+}
+
+// config is shelfd's configuration, complete.
+type config struct {
+	path, summary string
+}
+
+// readConfig fetches the configuration from where the board says, completes it and writes it to
+// configPath, readable by root only: it carries the shelf's secret.
+func readConfig(b *boardFile, controller string) (config, error) {
+	if controller != "A" && controller != "B" {
+		return config{}, errors.New("which controller this is, is unknown")
+	}
+	from := filepath.Join(fwCfgRoot, b.Config.Name, "raw")
+	f, err := os.Open(from)
+	if err != nil {
+		return config{}, fmt.Errorf("%s: %w", b.Config.Name, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err != nil {
+		return config{}, fmt.Errorf("%s: %w", b.Config.Name, err)
+	}
+	if len(data) > maxConfigBytes {
+		return config{}, fmt.Errorf("%s: larger than %d bytes", b.Config.Name, maxConfigBytes)
+	}
+	data, added, err := completeConfig(data, b, controller)
+	if err != nil {
+		return config{}, fmt.Errorf("%s: %w", b.Config.Name, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(configPath), 0o700); err != nil {
+		return config{}, err
+	}
+	if err := os.WriteFile(configPath, data, 0o600); err != nil {
+		return config{}, err
+	}
+	return config{path: configPath, summary: fmt.Sprintf("%s from fw_cfg; %s from the board", b.Config.Name, added)}, nil
+}
+
+// completeConfig adds what the board knows and the configuration leaves out: controller, drives, nvram and
+// mirror. What it does not know it passes on: shelfd checks each field, and names the wrong one.
+func completeConfig(data []byte, b *boardFile, controller string) (complete []byte, added string, err error) {
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(data, &fields); err != nil {
+		return nil, "", err
+	}
+	if text, ok := fields["controller"]; ok {
+		var says string
+		if err := json.Unmarshal(text, &says); err != nil || says != controller {
+			return nil, "", fmt.Errorf("controller: %s, but this is controller %s", text, controller)
+		}
+	}
+	// A listens on the partner link and B dials: one of the two must, and A is there first by habit.
+	a := b.Links.Partner.Address("A").Addr().String()
+	mirror := map[string]string{"dial": net.JoinHostPort(a, strconv.Itoa(b.MirrorPort))}
+	if controller == "A" {
+		mirror = map[string]string{"listen": mirror["dial"]}
+	}
+	var names []string
+	for _, d := range []struct {
+		name  string
+		value any
+	}{
+		{"controller", controller},
+		{"drives", b.Drives.Globs},
+		{"nvram", map[string]any{"path": b.NVRAM.Path}},
+		{"mirror", mirror},
+	} {
+		if _, ok := fields[d.name]; ok {
+			continue
+		}
+		text, err := json.Marshal(d.value)
+		if err != nil {
+			return nil, "", err
+		}
+		fields[d.name] = text
+		names = append(names, d.name)
+	}
+	complete, err = json.MarshalIndent(fields, "", "  ")
+	if len(names) == 0 {
+		names = []string{"nothing"}
+	}
+	return complete, strings.Join(names, ", "), err
+}
