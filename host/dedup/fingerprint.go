@@ -12,9 +12,11 @@ package dedup
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"hash"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/cpuid/v2"
@@ -24,12 +26,8 @@ import (
 // BlockBytes is the size of the blocks that are fingerprinted.
 const BlockBytes = 4096
 
-// Fingerprint is SHA-256 over the block followed by the store's key.
-//
-// The key comes last because sha256-simd's server keeps a reference to what it was given: with the
-// key first, the block's unaligned remainder overwrites, in the digest's own buffer, a chunk that
-// is still waiting to be hashed, and the sum is wrong. The block is a multiple of the chunk, so
-// this order has no remainder. All messages have one length, so neither order can be extended.
+// Fingerprint is SHA-256 over the block followed by the store's key. All messages have one
+// length, so that the order of the two allows no extension; this one keeps the block aligned.
 type Fingerprint [sha256.Size]byte
 
 // Key makes the fingerprints of one store incomparable with those of another.
@@ -66,8 +64,15 @@ const laneCount = 16
 type Hasher struct {
 	key    Key
 	engine Engine
-	pool   sync.Pool // of hash.Hash
+	pool   sync.Pool // of hash.Hash; for Lanes of *[laneBytes]byte
+	server *simd.Avx512Server
 }
+
+// laneBytes is the length of a message with its padding: block, key, 0x80, zeros, bit length.
+const laneBytes = BlockBytes + 64
+
+// laneSession numbers the messages of the AVX-512 server: its lane is the number modulo 16.
+var laneSession atomic.Uint64
 
 // NewHasher returns a hasher with the engine that Fastest found.
 func NewHasher(key Key) *Hasher { return NewHasherWith(key, Fastest()) }
@@ -80,8 +85,14 @@ func NewHasherWith(key Key, engine Engine) *Hasher {
 	case Stream:
 		h.pool.New = func() any { return simd.New() }
 	case Lanes:
-		srv := laneServer()
-		h.pool.New = func() any { return simd.NewAvx512(srv) }
+		h.server = laneServer()
+		h.pool.New = func() any {
+			var m [laneBytes]byte
+			copy(m[BlockBytes:], key[:])
+			m[BlockBytes+len(key)] = 0x80
+			binary.BigEndian.PutUint64(m[laneBytes-8:], 8*uint64(BlockBytes+len(key)))
+			return &m
+		}
 	default:
 		h.pool.New = func() any { return sha256.New() }
 	}
@@ -93,19 +104,10 @@ func (h *Hasher) Engine() Engine { return h.engine }
 
 // Sum fills dst[i] with the fingerprint of blocks[i].
 func (h *Hasher) Sum(dst []Fingerprint, blocks [][]byte) {
-	if h.engine != Lanes || len(blocks) < 2 {
-		h.run(dst, blocks)
+	if h.engine == Lanes {
+		h.sumLanes(dst, blocks)
 		return
 	}
-	var wg sync.WaitGroup
-	for lane := 0; lane < laneCount && lane < len(blocks); lane++ {
-		lo, hi := lane*len(blocks)/laneCount, (lane+1)*len(blocks)/laneCount
-		wg.Go(func() { h.run(dst[lo:hi], blocks[lo:hi]) })
-	}
-	wg.Wait()
-}
-
-func (h *Hasher) run(dst []Fingerprint, blocks [][]byte) {
 	d := h.pool.Get().(hash.Hash)
 	for i, b := range blocks {
 		d.Reset()
@@ -114,6 +116,25 @@ func (h *Hasher) run(dst []Fingerprint, blocks [][]byte) {
 		d.Sum(dst[i][:0])
 	}
 	h.pool.Put(d)
+}
+
+// sumLanes gives the server whole padded messages of one length, sixteen at a time. Its
+// hash.Hash is not used: it keeps references to buffers that its next Write changes, and sums
+// of messages sent in pieces of different lengths came out wrong here.
+func (h *Hasher) sumLanes(dst []Fingerprint, blocks [][]byte) {
+	session := laneSession.Add(1) * laneCount
+	var wg sync.WaitGroup
+	for lane := 0; lane < laneCount && lane < len(blocks); lane++ {
+		wg.Go(func() {
+			m := h.pool.Get().(*[laneBytes]byte)
+			for i := lane; i < len(blocks); i += laneCount {
+				copy(m[:BlockBytes], blocks[i])
+				dst[i] = h.server.Sum(session+uint64(lane), m[:])
+			}
+			h.pool.Put(m)
+		})
+	}
+	wg.Wait()
 }
 
 // laneServer is one for the process: sha256-simd has no way to stop its goroutine, so it is
