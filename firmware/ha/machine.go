@@ -155,11 +155,12 @@ const (
 	EvHandedOver          // the partner says that it did
 	EvHandoverDenied      // the partner says that it does not own the pool now
 	EvTimeout             // the partner did not answer in time
+	EvNothing             // answer of an action that cannot fail
 	kinds
 )
 
 var kindNames = [kinds]string{"start", "tick", "looked", "reserved", "fenced", "claimed", "opened", "cleared", "formed", "drained",
-	"disowned", "lost", "broken", "create", "takeover", "handover-asked", "handed-over", "handover-denied", "timeout"}
+	"disowned", "lost", "broken", "create", "takeover", "handover-asked", "handed-over", "handover-denied", "timeout", "nothing"}
 
 func (k Kind) String() string { return kindNames[k] }
 

@@ -1,0 +1,509 @@
+package ha
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// The driver feeds the machine and performs its actions:
+//
+//	orders, messages, ticks, answers ──► events ──► loop: Step ──► immediate actions (Halt, Exit, Refuse, Done, Deny)
+//	                                       ▲              └──► queue ──► worker: one action with I/O at a time, in order
+//	                                       └───────────────────────────────────────┘ answer
+//
+// One goroutine, the loop, owns the state. The queue is first in, first out and one action runs at a time: that
+// is what makes a look that was ordered after a fence a look after the fence. Halt does not queue: it must not
+// wait for an action that hangs. Orders of the operator wait while actions are queued, so the queue is bounded
+// by what one event can ask for.
+
+// Errors that the interfaces below answer with, wrapped.
+var (
+	// ErrConflict: a member answered RESERVATION CONFLICT, or carries a label of a newer epoch.
+	ErrConflict = errors.New("ha: another controller holds the members")
+	// ErrUnfit: the own NVRAM does not carry the log that the label names.
+	ErrUnfit = errors.New("ha: NVRAM does not hold the pool's log")
+	// ErrRefused: the operator's order is refused; the text says why and what to do.
+	ErrRefused = errors.New("refused")
+	// ErrStopped: the driver ended before the order was answered.
+	ErrStopped = errors.New("ha: stopping")
+)
+
+// Members are the pool's drives as ownership sees them: labels and reservations, on majorities.
+type Members interface {
+	// Look reads the labels, the reservation's holder and the state of the own mirror. A look at too few
+	// members is a View that says Unreadable.
+	Look(ctx context.Context) (View, error)
+	// Reserve registers this controller and takes the reservation, preempting nobody: ErrConflict where the
+	// partner holds it, and no registration is left behind.
+	Reserve(ctx context.Context, seen View) error
+	// Fence registers this controller at the next epoch and preempts every other key, on a majority.
+	Fence(ctx context.Context, seen View) error
+	// Release drops reservation and registration of this controller.
+	Release(ctx context.Context) error
+	// Claim formats the own log and writes the label: epoch+1, owned by this controller, replaying unless clean.
+	Claim(ctx context.Context, seen View, clean bool) error
+	// Refresh writes the label as it is, on a majority.
+	Refresh(ctx context.Context) error
+	// Clear writes the label without the mark Replaying.
+	Clear(ctx context.Context) error
+	// Disown writes the label with no owner.
+	Disown(ctx context.Context) error
+	// Confirm returns nil while this controller holds the reservation on a majority; ErrConflict once another
+	// does.
+	Confirm(ctx context.Context) error
+}
+
+// Pool is what the owner opens and the front that initiators see.
+type Pool interface {
+	// Form reserves the members, creates array, log, pool and labels (epoch 1, owned by this controller).
+	Form(ctx context.Context, spec any) error
+	// Open opens the log that the label names and the pool, and replays; with seen.Replaying the mirror of the
+	// partner's log too, destaged and flushed before the return. ErrUnfit, ErrConflict.
+	Open(ctx context.Context, seen View) error
+	// Drain finishes what is being served, destages all of it and closes the pool.
+	Drain(ctx context.Context) error
+	// Abort closes what is open without writing anything.
+	Abort()
+	// Serve shows the LUNs with optimized paths; Transition says that ownership moves; Follow shows the LUNs
+	// that the owner told of, with standby paths; Halt makes paths unavailable.
+	Serve()
+	Transition()
+	Follow()
+	Halt()
+}
+
+// Mirror is the link to the partner and the mirror of its log in the own NVRAM.
+type Mirror interface {
+	// Freeze: from its return on no frame is written or acknowledged.
+	Freeze()
+	// Thaw: the owner that seen names may send frames (none where nobody owns the pool).
+	Thaw(seen View)
+	// Connected tells whether the partner answers on the link now.
+	Connected() bool
+	// Send sends a message to the partner; it may get lost.
+	Send(ctx context.Context, kind string) error
+}
+
+// Kinds of messages between the drivers, sent with Mirror.Send and fed to Driver.Message.
+const (
+	MsgAsk      = "ha.ask"      // hand over, please
+	MsgProgress = "ha.progress" // draining
+	MsgDone     = "ha.done"     // handed over
+	MsgDeny     = "ha.deny"     // not the owner
+)
+
+// Options of a Driver. Zero durations are replaced by the defaults given.
+type Options struct {
+	Self    Controller
+	Members Members
+	Pool    Pool
+	Mirror  Mirror
+	Gate    *Gate
+	Logger  *slog.Logger
+	// LookInterval (1 s) between looks of a waiting controller.
+	LookInterval time.Duration
+	// AskTimeout (5 s) of silence ends a handover that was asked for; HandoverLimit (60 s) ends it in any case.
+	AskTimeout, HandoverLimit time.Duration
+	// Lease (4 s) is for how long a confirmed reservation lets the owner answer; ConfirmInterval (1 s) between
+	// confirmations. Both controllers of a shelf must use the same lease.
+	Lease, ConfirmInterval time.Duration
+	// Changed, if not nil, is called from the loop after each change of phase. It must not block.
+	Changed func(State)
+}
+
+func (o *Options) defaults() {
+	for _, d := range []struct {
+		v *time.Duration
+		d time.Duration
+	}{{&o.LookInterval, time.Second}, {&o.AskTimeout, 5 * time.Second}, {&o.HandoverLimit, time.Minute}, {&o.Lease, 4 * time.Second}, {&o.ConfirmInterval, time.Second}} {
+		if *d.v == 0 {
+			*d.v = d.d
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+const (
+	maxQueue  = 16 // actions with I/O that wait
+	maxEvents = 64 // events that wait
+	maxOrders = 4  // operator's orders that wait
+)
+
+type order struct {
+	event Event
+	spec  any
+	reply chan error // buffered 1
+}
+
+// job is an action with the state that asked for it.
+type job struct {
+	op    Op
+	state State
+	spec  any
+}
+
+type message struct {
+	event    Event
+	order    *order
+	answer   bool // from the worker: the action at the head of the queue ended
+	progress bool // the partner is still draining
+}
+
+// Driver runs one Machine. Run must be called once.
+type Driver struct {
+	o      Options
+	events chan message
+	done   chan struct{}
+
+	mu    sync.Mutex // guards snap, last
+	snap  State
+	last  string
+	since time.Time
+
+	// Owned by the loop.
+	state   State
+	queue   []job
+	busy    bool
+	waiting []*order
+	current *order
+	asked   time.Time
+	quit    bool
+	code    int
+	tick    *time.Timer
+	timeout *time.Timer
+
+	// Owned by the worker.
+	fencedAt time.Time
+}
+
+// New validates o and returns a driver that Run starts.
+func New(o Options) (*Driver, error) {
+	if o.Self != A && o.Self != B {
+		return nil, fmt.Errorf("ha: controller %q is neither A nor B", byte(o.Self))
+	}
+	if o.Members == nil || o.Pool == nil || o.Mirror == nil || o.Gate == nil {
+		return nil, errors.New("ha: members, pool, mirror and gate are required")
+	}
+	o.defaults()
+	s := State{Self: o.Self}
+	return &Driver{o: o, events: make(chan message, maxEvents), done: make(chan struct{}), state: s, snap: s, since: time.Now()}, nil
+}
+
+// State is a snapshot for status, with the time since which the phase lasts and the last trouble in words.
+func (d *Driver) State() (State, time.Time, string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.snap, d.since, d.last
+}
+
+// Takeover orders this controller to become owner, and waits until it is or refuses (ErrRefused).
+func (d *Driver) Takeover(ctx context.Context) error {
+	return d.order(ctx, &order{event: Event{Kind: EvTakeover, Connected: d.o.Mirror.Connected()}, reply: make(chan error, 1)})
+}
+
+// Create orders a new pool; spec goes to Pool.Form as it is.
+func (d *Driver) Create(ctx context.Context, spec any) error {
+	return d.order(ctx, &order{event: Event{Kind: EvCreate}, spec: spec, reply: make(chan error, 1)})
+}
+
+func (d *Driver) order(ctx context.Context, o *order) error {
+	select {
+	case d.events <- message{order: o}:
+	case <-d.done:
+		return ErrStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-o.reply:
+		return err
+	case <-d.done:
+		select {
+		case err := <-o.reply:
+			return err
+		default:
+			return ErrStopped
+		}
+	case <-ctx.Done():
+		return fmt.Errorf("ha: the order goes on, its outcome is not known yet: %w", ctx.Err())
+	}
+}
+
+// Message feeds a message of the partner. Unknown kinds and messages beyond the queue's limit are dropped: the
+// partner's time-out covers both.
+func (d *Driver) Message(kind string) {
+	m := message{}
+	switch kind {
+	case MsgAsk:
+		m.event.Kind = EvHandoverAsked
+	case MsgProgress:
+		m.progress = true
+	case MsgDone:
+		m.event.Kind = EvHandedOver
+	case MsgDeny:
+		m.event.Kind = EvHandoverDenied
+	default:
+		return
+	}
+	d.offer(m)
+}
+
+// Lost reports a reservation conflict that somebody met (the pool's data path).
+func (d *Driver) Lost() { d.offer(message{event: Event{Kind: EvLost}}) }
+
+// Broken reports that the log or the pool failed for another reason.
+func (d *Driver) Broken() { d.offer(message{event: Event{Kind: EvBroken}}) }
+
+// offer never blocks for long: what ends a process must get in, so EvLost and EvBroken shut the gate at once
+// even before the loop sees them.
+func (d *Driver) offer(m message) {
+	if m.event.Kind == EvLost || m.event.Kind == EvBroken {
+		d.o.Gate.Shut()
+		select {
+		case d.events <- m:
+		case <-d.done:
+		}
+		return
+	}
+	select {
+	case d.events <- m:
+	default:
+		d.o.Logger.Warn("ha: too many events; one dropped", "event", m.event.Kind.String())
+	}
+}
+
+// Run drives the machine until ctx ends (code 0) or the machine asks to exit. It returns when no action is
+// under way any more and the pool is closed or aborted.
+func (d *Driver) Run(ctx context.Context) (code int) {
+	defer close(d.done)
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	work := make(chan job)
+	var wg sync.WaitGroup
+	wg.Go(func() { d.worker(inner, work) })
+	wg.Go(func() { d.confirmer(inner) })
+	d.tick = time.NewTimer(time.Hour)
+	d.timeout = time.NewTimer(time.Hour)
+	d.timeout.Stop()
+	d.apply(message{event: Event{Kind: EvStart}})
+	for !d.quit {
+		var out chan job
+		var head job
+		if len(d.queue) > 0 && !d.busy {
+			out, head = work, d.queue[0]
+		} else if len(d.queue) == 0 && !d.busy && len(d.waiting) > 0 {
+			o := d.waiting[0]
+			d.waiting = d.waiting[1:]
+			d.apply(message{event: o.event, order: o})
+			continue
+		}
+		select {
+		case out <- head:
+			d.busy = true
+			d.queue = d.queue[1:]
+		case m := <-d.events:
+			d.apply(m)
+		case <-d.tick.C:
+			d.apply(message{event: Event{Kind: EvTick}})
+		case <-d.timeout.C:
+			d.apply(message{event: Event{Kind: EvTimeout}})
+		case <-ctx.Done():
+			d.quit = true
+		}
+	}
+	if d.code == 0 && d.state.Phase == Owner {
+		d.stopOwner()
+	}
+	d.o.Gate.Seal()
+	d.tick.Stop()
+	d.timeout.Stop()
+	cancel()
+	d.o.Pool.Abort()
+	// The worker may be answering: take what it says and forget it.
+	ended := make(chan struct{})
+	go func() { wg.Wait(); close(ended) }()
+	for {
+		select {
+		case m := <-d.events:
+			if m.order != nil {
+				m.order.reply <- ErrStopped
+			}
+			continue
+		case <-ended:
+		}
+		break
+	}
+	for _, o := range append(d.waiting, d.current) {
+		if o != nil {
+			o.reply <- ErrStopped
+		}
+	}
+	return d.code
+}
+
+// stopOwner ends an owner that was told to stop: what can be destaged in a short while is, the rest stays in
+// the log for the next start.
+func (d *Driver) stopOwner() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	d.o.Pool.Transition()
+	d.o.Gate.Quiesce()
+	if err := d.o.Pool.Drain(ctx); err != nil {
+		d.o.Logger.Info("stopping: not all was destaged; the log keeps the rest", "err", err)
+	}
+}
+
+// apply is one step: state, then actions.
+func (d *Driver) apply(m message) {
+	if m.answer {
+		d.busy = false
+	}
+	if m.progress {
+		if d.state.Phase == Asking && time.Since(d.asked) < d.o.HandoverLimit {
+			d.timeout.Reset(d.o.AskTimeout)
+		}
+		return
+	}
+	if m.order != nil && (d.busy || len(d.queue) > 0) {
+		if len(d.waiting) >= maxOrders {
+			m.order.reply <- fmt.Errorf("%w: too many orders wait", ErrRefused)
+			return
+		}
+		d.waiting = append(d.waiting, m.order)
+		return
+	}
+	if m.order != nil {
+		d.mu.Lock()
+		d.last = "" // what failed before is not the cause of what this order meets
+		d.mu.Unlock()
+		m.event = m.order.event
+		if m.event.Kind == EvTakeover {
+			m.event.Connected = d.o.Mirror.Connected()
+		}
+	}
+	was := d.state
+	next, actions := was.Step(m.event)
+	d.state = next
+	if m.event.Kind == EvLooked {
+		d.logLook(was, m.event.View)
+	}
+	if was.Phase != next.Phase {
+		d.o.Logger.Info("ha: "+was.Phase.String()+" → "+next.Phase.String(), "event", m.event.Kind.String(), "labels", next.Seen.String())
+	}
+	d.publish(was)
+	if m.order != nil && !answers(actions) {
+		d.current = m.order
+	}
+	for _, a := range actions {
+		d.act(a, m.order)
+	}
+}
+
+func answers(actions []Action) bool {
+	for _, a := range actions {
+		if a.Op == Refuse || a.Op == Done {
+			return true
+		}
+	}
+	return false
+}
+
+// act performs what is immediate and queues the rest. o is the order that the event was, if it was one.
+func (d *Driver) act(a Action, o *order) {
+	if o == nil {
+		o = d.current
+	}
+	switch a.Op {
+	case Halt:
+		d.o.Gate.Seal()
+		d.o.Pool.Halt()
+	case Exit:
+		d.quit, d.code = true, a.Code
+		d.queue = nil
+	case Refuse:
+		reason := a.Reason
+		if cause := d.cause(); cause != "" && o == d.current {
+			reason += ": " + cause
+		}
+		d.reply(o, fmt.Errorf("%w: %s", ErrRefused, reason))
+	case Done:
+		d.reply(o, nil)
+	case Deny:
+		// Never queued: a partner that repeats itself must not fill the queue.
+		go d.send(MsgDeny)
+	case Wait:
+		d.tick.Reset(d.o.LookInterval)
+	default:
+		if len(d.queue) >= maxQueue {
+			panic(fmt.Sprintf("ha: %d actions queued in phase %s", len(d.queue), d.state.Phase))
+		}
+		j := job{op: a.Op, state: d.state}
+		if o != nil {
+			j.spec = o.spec
+		}
+		d.queue = append(d.queue, j)
+	}
+}
+
+func (d *Driver) reply(o *order, err error) {
+	if o == nil {
+		return
+	}
+	o.reply <- err
+	if o == d.current {
+		d.current = nil
+	}
+}
+
+func (d *Driver) send(kind string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := d.o.Mirror.Send(ctx, kind); err != nil {
+		d.o.Logger.Warn("ha: message to the partner lost", "kind", kind, "err", err)
+	}
+}
+
+func (d *Driver) logLook(was State, v View) {
+	if was.Seen != v && was.Phase != Owner {
+		d.o.Logger.Info("ha: looked", "labels", v.String())
+	}
+}
+
+func (d *Driver) publish(was State) {
+	d.mu.Lock()
+	d.snap = d.state
+	if was.Phase != d.state.Phase {
+		d.since = time.Now()
+	}
+	d.mu.Unlock()
+	if was.Phase != d.state.Phase {
+		if d.state.Phase == Asking {
+			d.asked = time.Now()
+			d.timeout.Reset(d.o.AskTimeout)
+		} else if was.Phase == Asking {
+			d.timeout.Stop()
+		}
+		if d.o.Changed != nil {
+			d.o.Changed(d.state)
+		}
+	}
+}
+
+// trouble keeps the last error in words, for status and for refusals.
+func (d *Driver) trouble(op Op, err error) {
+	d.o.Logger.Error("ha: "+op.String()+" failed", "err", err)
+	d.mu.Lock()
+	d.last = op.String() + ": " + err.Error()
+	d.mu.Unlock()
+}
+
+func (d *Driver) cause() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.last
+}

@@ -1,0 +1,149 @@
+package ha
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/ledge-storage/ledge/target"
+)
+
+// The gate stands before every LUN of the pool. A command is answered only if, when its answer is ready, the
+// gate is open and the lease has not run out.
+//
+// Why a lease: writes of a fenced owner cannot be acknowledged whatever it believes (the mirror is frozen, the
+// members refuse "solo"), but its reads could be: a controller that was stopped for a minute and goes on would
+// answer from its memory what the new owner has overwritten since. So the answer of a read asks the clock. The
+// lease is measured from the *beginning* of the last confirmation, on a clock that goes on while the process is
+// stopped; the new owner waits the lease out before its first answer (driver.outwait).
+
+// Gate is safe for concurrent use. Its zero value is not usable: NewGate.
+type Gate struct {
+	start time.Time
+	clock func() time.Duration
+	state atomic.Int32
+	until atomic.Int64 // on clock
+}
+
+// NewGate returns a shut gate. clock is monotonic; nil: the system's.
+func NewGate(clock func() time.Duration) *Gate {
+	g := &Gate{start: time.Now(), clock: clock}
+	if clock == nil {
+		g.clock = func() time.Duration { return time.Since(g.start) }
+	}
+	return g
+}
+
+// Now is the time on the gate's clock.
+func (g *Gate) Now() time.Duration { return g.clock() }
+
+const (
+	gateShut    = iota // nothing passes
+	gateClosing        // what is inside may answer; nothing new enters
+	gateOpen
+	gateSealed // shut for ever
+)
+
+// Open lets commands through while the lease lasts. A sealed gate stays shut.
+func (g *Gate) Open() { g.move(gateOpen) }
+
+// Quiesce lets nothing new in; commands that are inside still answer.
+func (g *Gate) Quiesce() { g.move(gateClosing) }
+
+// Shut stops every answer from now on.
+func (g *Gate) Shut() { g.move(gateShut) }
+
+// Seal shuts the gate for ever: the process is about to end.
+func (g *Gate) Seal() { g.state.Store(gateSealed) }
+
+func (g *Gate) move(to int32) {
+	for {
+		old := g.state.Load()
+		if old == gateSealed || g.state.CompareAndSwap(old, to) {
+			return
+		}
+	}
+}
+
+// Extend moves the end of the lease; never back.
+func (g *Gate) Extend(until time.Duration) {
+	for {
+		old := g.until.Load()
+		if int64(until) <= old || g.until.CompareAndSwap(old, int64(until)) {
+			return
+		}
+	}
+}
+
+// enter returns nil if a command may begin.
+func (g *Gate) enter() error {
+	if g.state.Load() == gateClosing {
+		return target.ErrTransition
+	}
+	return g.leave()
+}
+
+// leave returns nil if an answer may leave now.
+func (g *Gate) leave() error {
+	if s := g.state.Load(); s != gateOpen && s != gateClosing {
+		return target.ErrUnavailable
+	}
+	if int64(g.clock()) >= g.until.Load() {
+		return target.ErrTransition
+	}
+	return nil
+}
+
+// Device puts the gate before dev.
+func (g *Gate) Device(dev target.Device) target.Device { return &gated{g, dev} }
+
+type gated struct {
+	g   *Gate
+	dev target.Device
+}
+
+// guard runs op between two checks. After a failed second check the outcome of a write is unknown to the
+// initiator, as with any lost path: it may be on media, and it is not acknowledged.
+func (d *gated) guard(op func() error) error {
+	if err := d.g.enter(); err != nil {
+		return err
+	}
+	if err := op(); err != nil {
+		if gone := d.g.leave(); gone != nil {
+			return gone
+		}
+		return err
+	}
+	return d.g.leave()
+}
+
+func (d *gated) Info() target.Info { return d.dev.Info() }
+
+func (d *gated) Read(ctx context.Context, lba uint64, dst [][]byte) error {
+	return d.guard(func() error { return d.dev.Read(ctx, lba, dst) })
+}
+
+func (d *gated) Write(ctx context.Context, lba uint64, src [][]byte, fua bool) error {
+	return d.guard(func() error { return d.dev.Write(ctx, lba, src, fua) })
+}
+
+func (d *gated) Unmap(ctx context.Context, ranges []target.Range) error {
+	return d.guard(func() error { return d.dev.Unmap(ctx, ranges) })
+}
+
+func (d *gated) WriteSame(ctx context.Context, lba, blocks uint64, block []byte) error {
+	return d.guard(func() error { return d.dev.WriteSame(ctx, lba, blocks, block) })
+}
+
+func (d *gated) CompareAndWrite(ctx context.Context, lba uint64, compare, write []byte) error {
+	return d.guard(func() error { return d.dev.CompareAndWrite(ctx, lba, compare, write) })
+}
+
+func (d *gated) Flush(ctx context.Context) error {
+	return d.guard(func() error { return d.dev.Flush(ctx) })
+}
+
+func (d *gated) Mapped(ctx context.Context, lba, blocks uint64) (mapped bool, n uint64, err error) {
+	err = d.guard(func() (err error) { mapped, n, err = d.dev.Mapped(ctx, lba, blocks); return err })
+	return mapped, n, err
+}
