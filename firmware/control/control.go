@@ -1,0 +1,196 @@
+// Package control is the shelf's API over HTTP: status, pool, takeover, hosts, LUNs, events.
+//
+// It owns the contract below, the checking of what comes in, and the words of what goes out. It promises that
+// bad input is an answer (P9): bodies are bounded, JSON is strict, names and sizes are checked before the pool
+// is asked, every error says what was wrong and, where there is one, what to do. It never touches a member or a
+// LUN's blocks, keeps nothing that matters (hosts and LUNs live in the pool), and never answers a request
+// without the token when one is configured.
+//
+// # Contract
+//
+// All bodies are JSON objects in UTF-8, at most 64 KiB; unknown fields are refused. Sizes are bytes. Every
+// request carries "Authorization: Bearer <token>" where a token is configured.
+//
+//	GET    /v1/status         → Status
+//	POST   /v1/pool           {force?: bool} → Status            400 members not blank without force; 409 pool exists
+//	POST   /v1/takeover       {} or no body → Status             409 refused, with the reason
+//	PUT    /v1/hosts/{name}   {initiator, journal_bytes, store_bytes} → Grant
+//	                          idempotent: creates the host's LUNs when missing, replaces its initiator name.
+//	                          409 when a LUN exists with another size
+//	GET    /v1/hosts          → {hosts: [{name, initiator, luns: [id…]}]}
+//	GET    /v1/luns           → {luns: [LUN…]}
+//	POST   /v1/luns           {name, size_bytes, kind?: "plain", block_bytes?: 512|4096} → 201 LUN
+//	DELETE /v1/luns/{name}    → 204
+//	GET    /v1/events?since=N&limit=M → {events: [{seq, time, level, text}…], next}
+//
+// Errors are {"error": "...", "hint": "..."} with 400 (the request is wrong), 401 (token), 404, 405, 409 (the
+// state forbids it: not the owner, exists, refused), 413, 415, 500, 503 (starting, busy) and 507 (no space).
+// A controller that does not own the pool answers requests that change something with 409 and the owner's name,
+// except POST /v1/takeover.
+//
+// # Time-outs
+//
+// Headers within 5 s, a body within 10 s, an answer within 150 s (a takeover replays up to a whole log). At most
+// MaxRequests requests are served at once; more get 503.
+package control
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Limits of the API.
+const (
+	MaxBodyBytes = 64 << 10
+	MaxRequests  = 64
+	maxNameBytes = 48
+	// MinJournalBytes and MinStoreBytes are the smallest LUNs that an agent can use.
+	MinJournalBytes = 16 << 20
+	MinStoreBytes   = 64 << 20
+	// MaxLUNBytes keeps sizes and sums far from overflow: 4 PiB.
+	MaxLUNBytes = 4 << 50
+	answerLimit = 150 * time.Second
+)
+
+// The conditions that a Shelf reports; wrapped with what exactly was wrong.
+var (
+	// ErrInvalid: the request can never succeed as it is. 400.
+	ErrInvalid = errors.New("invalid request")
+	// ErrNotFound: no such LUN or host. 404.
+	ErrNotFound = errors.New("not found")
+	// ErrConflict: the state forbids it. 409.
+	ErrConflict = errors.New("conflict")
+	// ErrUnavailable: not now; the same request may succeed soon. 503.
+	ErrUnavailable = errors.New("not available now")
+	// ErrNoSpace: the pool is full. 507.
+	ErrNoSpace = errors.New("no space left in the pool")
+)
+
+// Hint is an error with advice for the one who reads it.
+type Hint struct {
+	Err  error
+	Hint string
+}
+
+func (h *Hint) Error() string { return h.Err.Error() }
+func (h *Hint) Unwrap() error { return h.Err }
+
+// NotOwner is the answer of a controller that does not own the pool.
+type NotOwner struct {
+	Self, Owner string // "A" or "B"; Owner "" where nobody owns it
+	Role        string
+}
+
+func (e *NotOwner) Error() string {
+	if e.Owner == "" {
+		return "controller " + e.Self + " (" + e.Role + ") does not own the pool, and nobody does"
+	}
+	return "controller " + e.Self + " (" + e.Role + ") does not own the pool: controller " + e.Owner + " does"
+}
+
+// Partner in a Status. Mirror is "in-sync", "resync", "solo" or "stale".
+type Partner struct {
+	Connected bool   `json:"connected"`
+	Mirror    string `json:"mirror"`
+}
+
+// NVRAM in a Status.
+type NVRAM struct {
+	Size int64 `json:"size"`
+	Used int64 `json:"used"`
+}
+
+// Pool in a Status; nil where no pool is known. State is "ok", "degraded", "full" or "failed".
+type Pool struct {
+	UUID           string `json:"uuid"`
+	CapacityBytes  int64  `json:"capacity_bytes"`
+	AllocatedBytes int64  `json:"allocated_bytes"`
+	State          string `json:"state"`
+}
+
+// Member in a Status.
+type Member struct {
+	Index  int    `json:"index"`
+	Path   string `json:"path"`
+	State  string `json:"state"`
+	Errors uint64 `json:"errors"`
+}
+
+// LUN as the API shows it. ID and LUN are the same number: the pool's id is the SCSI logical unit number.
+type LUN struct {
+	ID             uint32 `json:"id"`
+	LUN            uint32 `json:"lun"`
+	Name           string `json:"name"`
+	Kind           string `json:"kind"`
+	SizeBytes      int64  `json:"size_bytes"`
+	BlockBytes     uint32 `json:"block_bytes"`
+	AllocatedBytes int64  `json:"allocated_bytes"`
+	UUID           string `json:"uuid"`
+}
+
+// Status of one controller. Role is one of owner, standby, starting, fenced, taking-over, handing-over, no-pool.
+type Status struct {
+	Shelf      string  `json:"shelf"`
+	Controller string  `json:"controller"`
+	Role       string  `json:"role"`
+	Phase      string  `json:"phase"`
+	Epoch      uint64  `json:"epoch"`
+	Owner      string  `json:"owner"`
+	Partner    Partner `json:"partner"`
+	NVRAM      NVRAM   `json:"nvram"`
+	Pool       *Pool   `json:"pool"`
+	// Members is empty on a controller that does not have the array open and could not look.
+	Members      []Member   `json:"members"`
+	LUNs         []LUN      `json:"luns"`
+	Target       string     `json:"target"`
+	Portals      []string   `json:"portals"`
+	ServingSince *time.Time `json:"serving_since"`
+	// Trouble is the last thing that failed, in words; "" where nothing did.
+	Trouble string `json:"trouble,omitempty"`
+	Version string `json:"version"`
+}
+
+// Host is a registered host.
+type Host struct {
+	Name      string   `json:"name"`
+	Initiator string   `json:"initiator"`
+	LUNs      []uint32 `json:"luns"`
+}
+
+// Grant is what a host needs to use its LUNs.
+type Grant struct {
+	Target     string   `json:"target"`
+	Portals    []string `json:"portals"`
+	JournalLUN uint32   `json:"journal_lun"`
+	StoreLUN   uint32   `json:"store_lun"`
+}
+
+// LUNSpec asks for a new LUN.
+type LUNSpec struct {
+	Name       string
+	Kind       string // plain, journal, store
+	SizeBytes  int64
+	BlockBytes uint32
+}
+
+// Catalog is the owner's pool as this package uses it. Implementations wrap the errors above.
+type Catalog interface {
+	LUNs() []LUN
+	CreateLUN(ctx context.Context, spec LUNSpec) (LUN, error)
+	DeleteLUN(ctx context.Context, name string) error
+	Hosts() []Host
+	// PutHost inserts or replaces h, durably, and lets its initiator (and no other host's) see its LUNs.
+	PutHost(ctx context.Context, h Host) error
+}
+
+// Shelf is what the API acts on.
+type Shelf interface {
+	Status(ctx context.Context) Status
+	// Catalog returns the pool's catalog, or *NotOwner, or ErrUnavailable while ownership moves.
+	Catalog() (Catalog, error)
+	CreatePool(ctx context.Context, force bool) error
+	Takeover(ctx context.Context) error
+	// Target is the name and all portals of both controllers that initiators should use.
+	Target() (name string, portals []string)
+}
