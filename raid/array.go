@@ -2,8 +2,16 @@ package raid
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"math/bits"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/klauspost/reedsolomon"
+
+	"github.com/ledge-storage/ledge/raid/layout"
 )
 
 // Options of Create and Open. The zero value of each field is given in brackets.
@@ -109,3 +117,288 @@ type Status struct {
 	Counters Counters
 }
 
+// Array is an open array. Calls on different stripes run in parallel; the caller serialises the writes of one
+// stripe (a PrepareUpdate and its Apply enclose no other write of that stripe).
+type Array struct {
+	id      UUID
+	opts    Options
+	layout  *layout.Layout
+	code    reedsolomon.Encoder
+	members []*member
+	refused []Refusal
+	unused  []Drive // of the refused
+	stripes stripeLocks
+	cache   *sumCache
+	ios     sync.WaitGroup // every I/O goroutine
+
+	// life is held for reading by every call, for writing by Close.
+	life   sync.RWMutex
+	closed bool
+
+	// labelMu serialises changes of the label, and is held across their I/O.
+	labelMu sync.Mutex
+	// ready: the label is on a majority and names every absent member as failed, so that writes may begin.
+	ready atomic.Bool
+
+	mu    sync.Mutex // guards the fields below and member.state
+	label Label
+	err   error // why nothing is written any more
+
+	counters struct {
+		reads, degradedReads, fullWrites, updates, updatesByDelta, updatesByRebuild atomic.Uint64
+		repairs, checksumErrors, staleStrips, unrecoverable, cacheHits, cacheMisses atomic.Uint64
+	}
+}
+
+// checkGeometry holds what a label may say and Create may be asked for.
+func checkGeometry(n, k, m, spares int) error {
+	if err := layout.Check(n, k, m, spares); err != nil {
+		return err
+	}
+	if n < 2*m+1 {
+		return fmt.Errorf("%w: %d members lose their majority with %d of them", layout.ErrGeometry, n, m)
+	}
+	return nil
+}
+
+// enter begins a call; leave ends it.
+func (a *Array) enter() error {
+	a.life.RLock()
+	if a.closed {
+		a.life.RUnlock()
+		return ErrClosed
+	}
+	return nil
+}
+
+func (a *Array) leave() { a.life.RUnlock() }
+
+// Geometry returns the shape of the array.
+func (a *Array) Geometry() Geometry {
+	l := a.layout
+	a.mu.Lock()
+	slots := a.label.Slots
+	a.mu.Unlock()
+	return Geometry{N: l.Members(), K: l.Data(), M: l.Parity(), Spares: l.Spares(), Stripes: l.Stripes(slots),
+		StripeBytes: int64(l.Data()) * StripBytes}
+}
+
+// Err is why the array writes nothing more: ErrReservation, ErrNoMajority, ErrDegraded or ErrStaleEpoch,
+// wrapped; nil while it does.
+func (a *Array) Err() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err
+}
+
+// latch stops all writing for good. The first reason stays.
+func (a *Array) latch(err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err == nil {
+		a.err = err
+		a.log(slog.LevelError, "raid: writing stops", "err", err)
+	}
+	return err
+}
+
+func (a *Array) log(level slog.Level, msg string, args ...any) {
+	if a.opts.Logger != nil {
+		a.opts.Logger.Log(context.Background(), level, msg, args...)
+	}
+}
+
+// place is where a strip lies now; member is nil while it is nowhere: its member is absent, failed, or not
+// rebuilt so far.
+type place struct {
+	member *member
+	off    int64
+}
+
+// places locates every strip of a stripe, sparing included.
+func (a *Array) places(stripe uint64) []place {
+	width := a.layout.Width()
+	out := make([]place, width)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := range out {
+		index, slot := a.layout.Strip(stripe, i)
+		// A spare's own member may have failed and been spared in turn: at most once per spare column.
+		for hop := 0; hop <= a.layout.Spares(); hop++ {
+			m := a.members[index]
+			if m.state == Online || m.state == Rebuilding && stripe < a.label.RebuildProgress {
+				out[i] = place{m, DataOffset + int64(slot)*SlotBytes}
+				break
+			}
+			spare := a.label.spareFor(index, stripe)
+			if spare < 0 {
+				break
+			}
+			index = a.layout.Spare(slot, spare)
+		}
+	}
+	return out
+}
+
+// spareFor returns the spare column that holds the member's strip of a stripe, or -1.
+func (l *Label) spareFor(member int, stripe uint64) int {
+	for j, s := range l.SpareOf {
+		if int(s) == member+1 {
+			return j
+		}
+	}
+	if l.RebuildMember == member && l.RebuildSpare >= 0 && stripe < l.RebuildProgress {
+		return l.RebuildSpare
+	}
+	return -1
+}
+
+// lost counts the members of a set that no spare column stands for.
+func (l *Label) lost(members uint64) int {
+	for _, s := range l.SpareOf {
+		if s != 0 {
+			members &^= 1 << (s - 1)
+		}
+	}
+	return bits.OnesCount64(members)
+}
+
+// checkBlocks refuses a range that is not within a stripe of the array.
+func (a *Array) checkBlocks(stripe uint64, block, count int) error {
+	g := a.Geometry()
+	if stripe >= g.Stripes || block < 0 || count < 0 || block+count > g.K*StripBlocks {
+		return fmt.Errorf("raid: stripe %d blocks %d+%d: %w", stripe, block, count, ErrRange)
+	}
+	return nil
+}
+
+func (a *Array) address(stripe uint64, strip int) address {
+	return address{a.id, stripe, strip, a.layout.Data(), a.layout.Parity()}
+}
+
+// Status is a snapshot.
+func (a *Array) Status() Status {
+	s := Status{Geometry: a.Geometry(), Refused: a.refused}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.Pool, s.Array, s.Err = a.label.Pool, a.label.Array, a.err
+	absent := uint64(0)
+	for _, m := range a.members {
+		ms := MemberStatus{Index: m.index, State: m.state, Slow: m.stuck.Load() > 0, ReadErrors: m.readErrors.Load(),
+			WriteErrors: m.writeErrors.Load(), Timeouts: m.timeouts.Load(), ChecksumErrors: m.checksumErrors.Load(),
+			StaleStrips: m.staleStrips.Load(), Repairs: m.repairs.Load()}
+		if m.drive != nil {
+			ms.Path = m.drive.Name()
+		}
+		if m.state != Online {
+			absent |= 1 << m.index
+		}
+		if m.state == Failed && a.label.lost(1<<m.index) == 0 {
+			ms.State = Spared
+		}
+		s.Members = append(s.Members, ms)
+	}
+	s.State = a.state(absent)
+	c := &a.counters
+	s.Counters = Counters{Reads: c.reads.Load(), DegradedReads: c.degradedReads.Load(), FullWrites: c.fullWrites.Load(),
+		Updates: c.updates.Load(), UpdatesByDelta: c.updatesByDelta.Load(), UpdatesByRebuild: c.updatesByRebuild.Load(),
+		Repairs: c.repairs.Load(), ChecksumErrors: c.checksumErrors.Load(), StaleStrips: c.staleStrips.Load(),
+		Unrecoverable: c.unrecoverable.Load(), CacheHits: c.cacheHits.Load(), CacheMisses: c.cacheMisses.Load()}
+	return s
+}
+
+func (a *Array) state(absent uint64) ArrayState {
+	lost := a.label.lost(absent)
+	switch {
+	case isReservation(a.err):
+		return Fenced
+	case a.err != nil || lost > a.layout.Parity():
+		return Broken
+	case absent != 0:
+		return Degraded
+	}
+	return Optimal
+}
+
+// Close waits for every I/O, as long as a write may take, and closes the drives.
+func (a *Array) Close() error {
+	a.life.Lock()
+	closed := a.closed
+	a.closed = true
+	a.life.Unlock()
+	if closed {
+		return nil
+	}
+	idle := make(chan struct{})
+	go func() {
+		a.ios.Wait()
+		close(idle)
+	}()
+	timer := time.NewTimer(a.opts.WriteTimeout)
+	defer timer.Stop()
+	var err error
+	select {
+	case <-idle:
+	case <-timer.C:
+		err = fmt.Errorf("raid: close: %w", ErrTimeout)
+	}
+	drives := a.unused
+	for _, m := range a.members {
+		if m.drive != nil {
+			drives = append(drives, m.drive)
+		}
+	}
+	for _, d := range drives {
+		if cerr := d.Close(); cerr != nil && err == nil {
+			err = fmt.Errorf("raid: %s: close: %w", d.Name(), cerr)
+		}
+	}
+	return err
+}
+
+// stripeLocks are the per-stripe read/write locks: an entry exists while somebody holds or waits for it.
+type stripeLocks struct {
+	mu    sync.Mutex
+	locks map[uint64]*stripeLock
+}
+
+type stripeLock struct {
+	sync.RWMutex
+	users int
+}
+
+func (s *stripeLocks) get(stripe uint64) *stripeLock {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.locks[stripe]
+	if l == nil {
+		if s.locks == nil {
+			s.locks = make(map[uint64]*stripeLock)
+		}
+		l = new(stripeLock)
+		s.locks[stripe] = l
+	}
+	l.users++
+	return l
+}
+
+func (s *stripeLocks) put(stripe uint64, l *stripeLock) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(s.locks, stripe)
+	}
+}
+
+// lock and rlock return the unlocking function.
+func (s *stripeLocks) lock(stripe uint64) func() {
+	l := s.get(stripe)
+	l.Lock()
+	return func() { l.Unlock(); s.put(stripe, l) }
+}
+
+func (s *stripeLocks) rlock(stripe uint64) func() {
+	l := s.get(stripe)
+	l.RLock()
+	return func() { l.RUnlock(); s.put(stripe, l) }
+}

@@ -39,7 +39,8 @@ import (
 //	168    2    length of opaque
 //	170    6    zero
 //	176    1024 opaque: the caller's own
-//	1200   …    zero
+//	1200   1024 64 × member UUID, by member: a drive that was replaced and comes back is not taken
+//	2224   …    zero
 //
 // Version 1: the first.
 const (
@@ -76,6 +77,8 @@ type Label struct {
 	N, K, M, Spares int
 	Slots           uint64
 	MemberBytes     int64
+	// IDs are the drives that are the members now.
+	IDs             [64]UUID
 	Seq             uint64
 	Failed          uint64
 	SpareOf         [8]uint8
@@ -138,6 +141,9 @@ func (l *Label) encode(b []byte) {
 	le.PutUint64(b[160:], l.RebuildProgress)
 	le.PutUint16(b[168:], uint16(len(l.Opaque)))
 	copy(b[176:176+MaxOpaque], l.Opaque)
+	for i, id := range l.IDs {
+		copy(b[1200+16*i:], id[:])
+	}
 	le.PutUint32(b[12:], blockSum(b[:BlockBytes], 12))
 }
 
@@ -167,6 +173,9 @@ func decodeLabel(b []byte) (*Label, error) {
 	copy(l.MemberID[:], b[48:])
 	copy(l.NVRAM[:], b[104:])
 	copy(l.SpareOf[:], b[144:])
+	for i := range l.IDs {
+		copy(l.IDs[i][:], b[1200+16*i:])
+	}
 	n := int(le.Uint16(b[168:]))
 	if n > MaxOpaque {
 		return nil, fmt.Errorf("label with %d opaque bytes: %w", n, ErrCorrupt)

@@ -51,19 +51,27 @@ type Layout struct {
 	inverse         [Bases][MaxMembers]uint8 // member → column
 }
 
-// New makes the layout of n members, k data and m parity strips, and spares columns of spare space.
-func New(n, k, m, spares int) (*Layout, error) {
+// Check tells whether n members can carry k data and m parity strips and spares columns of spare space.
+func Check(n, k, m, spares int) error {
 	switch {
 	case k < 1 || k > MaxData:
-		return nil, fmt.Errorf("%w: %d data strips (1 to %d)", ErrGeometry, k, MaxData)
+		return fmt.Errorf("%w: %d data strips (1 to %d)", ErrGeometry, k, MaxData)
 	case m < 1 || m > MaxParity:
-		return nil, fmt.Errorf("%w: %d parity strips (1 to %d)", ErrGeometry, m, MaxParity)
+		return fmt.Errorf("%w: %d parity strips (1 to %d)", ErrGeometry, m, MaxParity)
 	case spares < 0 || spares > MaxSpares:
-		return nil, fmt.Errorf("%w: %d spares (0 to %d)", ErrGeometry, spares, MaxSpares)
+		return fmt.Errorf("%w: %d spares (0 to %d)", ErrGeometry, spares, MaxSpares)
 	case n > MaxMembers:
-		return nil, fmt.Errorf("%w: %d members (at most %d)", ErrGeometry, n, MaxMembers)
+		return fmt.Errorf("%w: %d members (at most %d)", ErrGeometry, n, MaxMembers)
 	case n < k+m+spares:
-		return nil, fmt.Errorf("%w: %d members hold no %d+%d and %d spares", ErrGeometry, n, k, m, spares)
+		return fmt.Errorf("%w: %d members hold no %d+%d and %d spares", ErrGeometry, n, k, m, spares)
+	}
+	return nil
+}
+
+// New makes the layout of n members, k data and m parity strips, and spares columns of spare space.
+func New(n, k, m, spares int) (*Layout, error) {
+	if err := Check(n, k, m, spares); err != nil {
+		return nil, err
 	}
 	l := &Layout{n: n, k: k, m: m, spares: spares, width: k + m, columns: n - spares}
 	g := gcd(l.width, l.columns)

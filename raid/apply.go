@@ -1,0 +1,103 @@
+package raid
+
+import (
+	"context"
+	"fmt"
+)
+
+// Apply writes an update's blocks and checksum blocks to the members that it has. It may be repeated, after a crash at
+// any point, by another process, and with other members missing: the stripe ends the same. A strip that already
+// carries a higher generation is left alone when the update comes from a log: a later write of that strip was
+// begun, and is either whole or in the log behind this one.
+//
+// It returns nil when every strip of the update is on its member, or its member is recorded as failed. It is durable
+// after Flush.
+func (a *Array) Apply(ctx context.Context, u *Update) error {
+	if u.array != a.id || u.k != a.layout.Data() || u.m != a.layout.Parity() {
+		return fmt.Errorf("raid: apply: update of array %v: %w", u.array, ErrForeign)
+	}
+	if err := a.beginWrite(ctx, u.stripe, u.gen); err != nil {
+		return err
+	}
+	defer a.leave()
+	defer a.stripes.lock(u.stripe)()
+	places := a.places(u.stripe)
+	if err := a.writable(u.stripe, places); err != nil {
+		return err
+	}
+	skip := make([]bool, len(u.strips))
+	if !u.fresh {
+		a.cache.put(u.stripe, nil)
+		skip = a.superseded(u, places)
+	}
+	meta := a.metaAfter(u)
+	t := a.newBatch()
+	var bufs []*buffer
+	for i := range u.strips {
+		s := &u.strips[i]
+		p := places[s.strip]
+		if p.member == nil || skip[i] {
+			continue
+		}
+		b := newSlot()
+		bufs = append(bufs, b)
+		u.sum(i).encode(b.b, a.address(u.stripe, s.strip))
+		n := 0
+		for c := range StripBlocks {
+			if s.columns>>c&1 != 0 {
+				copy(b.b[(1+c)*BlockBytes:], s.blocks[n])
+				n++
+			}
+		}
+		t.writeColumns(p, s.strip, b, s.columns)
+	}
+	err := a.finishWrite(t, u.stripe, meta)
+	for _, b := range bufs {
+		b.release()
+	}
+	u.fresh = false
+	return err
+}
+
+// superseded tells which strips of a replayed update carry a later generation. One that cannot be read, or is torn,
+// carries none.
+func (a *Array) superseded(u *Update, places []place) []bool {
+	skip := make([]bool, len(u.strips))
+	t := a.newBatch()
+	var bufs []*buffer
+	for i := range u.strips {
+		if p := places[u.strips[i].strip]; p.member != nil {
+			b := newBlock()
+			bufs = append(bufs, b)
+			t.read(p.member, i, b, b.b, p.off)
+		}
+	}
+	t.run(a.opts.WriteTimeout)
+	for _, o := range t.ops {
+		if o.err() == nil {
+			sum, err := decodeSum(o.b, a.address(u.stripe, u.strips[o.strip].strip))
+			skip[o.strip] = err == nil && sum.gen > u.gen
+		}
+	}
+	for _, b := range bufs {
+		b.release()
+	}
+	return skip
+}
+
+// metaAfter is what is known of the stripe once the update is on it; nil when too little is known.
+func (a *Array) metaAfter(u *Update) *stripeMeta {
+	old := a.cache.get(u.stripe)
+	if old == nil || !u.fresh {
+		return nil
+	}
+	meta := &stripeMeta{gens: u.gens, parity: old.parity, sums: make([]*stripSum, len(old.sums))}
+	copy(meta.sums, old.sums)
+	for i := u.k; i < len(meta.sums); i++ {
+		meta.sums[i] = nil
+	}
+	for i := range u.strips {
+		meta.sums[u.strips[i].strip] = u.sum(i)
+	}
+	return meta
+}

@@ -1,0 +1,148 @@
+package raid
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+)
+
+// Repair in place. Under the stripe's lock the whole stripe is read from the media, judged without what memory
+// knows, and every strip that is bad on a working member is written again, whole, with its checksum block. The
+// generation is the one that the parity strips name: a repair is no new write.
+
+// ScrubResult is what a scrub of one stripe found.
+type ScrubResult struct {
+	// Unwritten: no strip carries a checksum block of this stripe. It was never written, or its first write was cut.
+	Unwritten bool
+	// Bad strips lay rotten, stale or unreadable on working members; Repaired of them were rewritten. Absent ones
+	// have no working member.
+	Bad, Repaired, Absent int
+}
+
+// Scrub verifies all of a stripe and repairs what it can. ErrUnrecoverable: more is bad than parity can rebuild.
+// A stripe whose full write was cut by a crash and not yet repeated from the log looks like that too.
+func (a *Array) Scrub(ctx context.Context, stripe uint64) (ScrubResult, error) {
+	if err := a.checkBlocks(stripe, 0, 0); err != nil {
+		return ScrubResult{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return ScrubResult{}, err
+	}
+	if err := a.enter(); err != nil {
+		return ScrubResult{}, err
+	}
+	defer a.leave()
+	return a.repair(stripe)
+}
+
+// repairQuietly is for readers: what they were asked for they have, or have an error of their own.
+func (a *Array) repairQuietly(stripe uint64) {
+	if a.opts.ReadOnly || a.Err() != nil {
+		return
+	}
+	if r, err := a.repair(stripe); err != nil {
+		a.log(slog.LevelWarn, "raid: repair", "stripe", stripe, "bad", r.Bad, "err", err)
+	}
+}
+
+func (a *Array) repair(stripe uint64) (ScrubResult, error) {
+	defer a.stripes.lock(stripe)()
+	var r ScrubResult
+	v := a.newView(stripe)
+	defer v.release()
+	v.fromMedia = true
+	for i := range v.strips {
+		v.strips[i].want = ^uint32(0)
+		if v.places[i].member == nil {
+			v.strips[i].want = 0
+			r.Absent++
+		}
+	}
+	err := v.fetch()
+	if v.unwritten() {
+		return ScrubResult{Unwritten: true, Absent: r.Absent}, nil
+	}
+	for i := range v.strips {
+		if v.damaged(i) {
+			r.Bad++
+		}
+	}
+	if err != nil {
+		a.cache.put(stripe, nil)
+		return r, err
+	}
+	if r.Bad == 0 {
+		return r, v.checkParity()
+	}
+	if a.opts.ReadOnly {
+		return r, ErrReadOnly
+	}
+	if err := a.prepareToWrite(); err != nil {
+		return r, err
+	}
+	return a.rewrite(v, r)
+}
+
+// rewrite writes the damaged strips of a view that has all blocks.
+func (a *Array) rewrite(v *view, r ScrubResult) (ScrubResult, error) {
+	t := a.newBatch()
+	for i := range v.strips {
+		if !v.damaged(i) {
+			continue
+		}
+		s := &v.strips[i]
+		sum := &stripSum{gen: v.gens[i]}
+		if i >= a.layout.Data() {
+			sum.gens = v.gens
+		}
+		at := a.address(v.stripe, i)
+		for c := range StripBlocks {
+			sum.crcs[c] = blockCRC(at, c, v.block(i, c))
+		}
+		sum.encode(s.buf.b, at)
+		t.write(v.places[i].member, i, s.buf, s.buf.b, v.places[i].off)
+	}
+	a.cache.put(v.stripe, nil)
+	t.run(a.opts.WriteTimeout)
+	for _, o := range t.ops {
+		if o.err() == nil {
+			r.Repaired++
+			o.member.repairs.Add(1)
+			a.counters.repairs.Add(1)
+			a.log(slog.LevelInfo, "raid: strip repaired", "stripe", v.stripe, "strip", o.strip, "member", o.member.index)
+		}
+	}
+	if err := a.settle(t); err != nil {
+		return r, fmt.Errorf("raid: repair stripe %d: %w", v.stripe, err)
+	}
+	return r, nil
+}
+
+func (v *view) unwritten() bool {
+	for i := range v.strips {
+		if v.strips[i].sum != nil || v.strips[i].silent {
+			return false
+		}
+	}
+	return true
+}
+
+// checkParity compares parity with data where every checksum is right. They can differ only when this package,
+// or the memory that it ran in, was wrong; which side lies cannot be known, so it is reported and left.
+func (v *view) checkParity() error {
+	shards := make([][]byte, len(v.strips))
+	for i := range v.strips {
+		if v.strips[i].have != ^uint32(0) {
+			return nil // an absent strip: nothing to compare with
+		}
+		shards[i] = v.strips[i].buf.b[BlockBytes:]
+	}
+	ok, err := v.a.code.Verify(shards)
+	if err == nil && !ok {
+		err = ErrCorrupt
+	}
+	if err != nil {
+		return fmt.Errorf("raid: stripe %d: parity does not match data whose checksums are right: %w", v.stripe, err)
+	}
+	return nil
+}

@@ -1,0 +1,167 @@
+package raid
+
+import (
+	"context"
+	"fmt"
+	"math/bits"
+)
+
+// The path of a full-stripe write: WriteStripe → lay out → parity → checksum blocks → all members at once →
+// settle (labels.go: who missed it is recorded). It never reads. A crash in the middle leaves a stripe of two
+// generations; the caller still has all of its data in its log, and writes it again.
+
+// WriteStripe writes a whole stripe: data holds K*StripBytes in buffers of whole blocks, at any address in memory;
+// they are not kept. It returns nil when every member has it that is not recorded as failed. It is durable after Flush.
+func (a *Array) WriteStripe(ctx context.Context, stripe, gen uint64, data [][]byte) error {
+	k := a.layout.Data()
+	count, whole := blocksOf(data)
+	if !whole || count != k*StripBlocks {
+		return fmt.Errorf("raid: write stripe %d: %d blocks, not %d: %w", stripe, count, k*StripBlocks, ErrRange)
+	}
+	if err := a.beginWrite(ctx, stripe, gen); err != nil {
+		return err
+	}
+	defer a.leave()
+	defer a.stripes.lock(stripe)()
+	if meta := a.cache.get(stripe); meta != nil && meta.newest() >= gen {
+		return fmt.Errorf("raid: write stripe %d: generation %d after %d: %w", stripe, gen, meta.newest(), ErrGeneration)
+	}
+	places := a.places(stripe)
+	if err := a.writable(stripe, places); err != nil {
+		return err
+	}
+	bufs := make([]*buffer, a.layout.Width())
+	shards := make([][]byte, len(bufs))
+	for i := range bufs {
+		bufs[i] = newSlot()
+		defer bufs[i].release()
+		shards[i] = bufs[i].b[BlockBytes:]
+	}
+	in := spans{bufs: data}
+	for b := range count {
+		copy(shards[b/StripBlocks][b%StripBlocks*BlockBytes:], in.next())
+	}
+	if err := a.code.Encode(shards); err != nil {
+		return fmt.Errorf("raid: write stripe %d: encode: %w", stripe, err)
+	}
+	gens := make([]uint64, len(bufs))
+	for i := range gens {
+		gens[i] = gen
+	}
+	meta := &stripeMeta{gens: gens, parity: true, sums: make([]*stripSum, len(bufs))}
+	t := a.newBatch()
+	for i, b := range bufs {
+		sum := &stripSum{gen: gen}
+		if i >= k {
+			sum.gens = gens
+		}
+		at := a.address(stripe, i)
+		for c := range StripBlocks {
+			sum.crcs[c] = blockCRC(at, c, shards[i][c*BlockBytes:(c+1)*BlockBytes])
+		}
+		sum.encode(b.b, at)
+		meta.sums[i] = sum
+		if p := places[i]; p.member != nil {
+			t.write(p.member, i, b, b.b, p.off)
+		}
+	}
+	a.counters.fullWrites.Add(1)
+	return a.finishWrite(t, stripe, meta)
+}
+
+// beginWrite is what every write does first. On nil the caller owes a leave.
+func (a *Array) beginWrite(ctx context.Context, stripe, gen uint64) error {
+	if err := a.checkBlocks(stripe, 0, 0); err != nil {
+		return err
+	}
+	if gen == 0 {
+		return fmt.Errorf("raid: write stripe %d: generation 0: %w", stripe, ErrGeneration)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := a.enter(); err != nil {
+		return err
+	}
+	if err := a.prepareToWrite(); err != nil {
+		a.leave()
+		return err
+	}
+	return nil
+}
+
+// writable refuses to write a stripe of which parity could not bring back what cannot be written.
+func (a *Array) writable(stripe uint64, places []place) error {
+	absent := 0
+	for _, p := range places {
+		if p.member == nil {
+			absent++
+		}
+	}
+	if absent > a.layout.Parity() {
+		return fmt.Errorf("raid: write stripe %d: %d strips absent: %w", stripe, absent, ErrDegraded)
+	}
+	return nil
+}
+
+// finishWrite runs the planned writes and records who missed them; meta is what the stripe is then. From the
+// first I/O on nothing in memory is true of the stripe until all have succeeded.
+func (a *Array) finishWrite(t *batch, stripe uint64, meta *stripeMeta) error {
+	a.cache.put(stripe, nil)
+	t.run(a.opts.WriteTimeout)
+	if err := a.settle(t); err != nil {
+		return fmt.Errorf("raid: write stripe %d: %w", stripe, err)
+	}
+	a.cache.put(stripe, meta)
+	return nil
+}
+
+// newest is the highest generation of the stripe.
+func (m *stripeMeta) newest() (g uint64) {
+	for _, x := range m.gens {
+		g = max(g, x)
+	}
+	return g
+}
+
+// Flush makes every write that was reported as done durable on all members. A member that cannot flush is recorded
+// as failed: what its cache held may be gone.
+func (a *Array) Flush(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := a.enter(); err != nil {
+		return err
+	}
+	defer a.leave()
+	if a.opts.ReadOnly {
+		return ErrReadOnly
+	}
+	if err := a.Err(); err != nil {
+		return err
+	}
+	t := a.newBatch()
+	a.mu.Lock()
+	for _, m := range a.members {
+		if m.state == Online || m.state == Rebuilding {
+			t.flush(m)
+		}
+	}
+	a.mu.Unlock()
+	t.run(a.opts.WriteTimeout)
+	if err := a.settle(t); err != nil {
+		return fmt.Errorf("raid: flush: %w", err)
+	}
+	return a.Err()
+}
+
+// writeColumns plans the writes of a strip's checksum block and columns out of a slot buffer: one I/O for each run.
+func (t *batch) writeColumns(p place, strip int, buf *buffer, columns uint32) {
+	mask := uint64(columns)<<1 | 1 // bit 0: the checksum block
+	for from := 0; mask>>from != 0; {
+		from += bits.TrailingZeros64(mask >> from)
+		to := from + bits.TrailingZeros64(^(mask >> from))
+		t.write(p.member, strip, buf, buf.b[from*BlockBytes:to*BlockBytes], p.off+int64(from)*BlockBytes)
+		from = to
+	}
+}
