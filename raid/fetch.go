@@ -146,7 +146,7 @@ func (v *view) recall() {
 	copy(v.gens, meta.gens)
 	v.parity = meta.parity
 	for i, sum := range meta.sums {
-		if sum != nil {
+		if sum != nil && v.places[i].member != nil {
 			v.strips[i].sum, v.strips[i].asked = sum, true
 		}
 	}
