@@ -12,7 +12,7 @@
 //     attentions, reservations and access state, and says how many bytes of data-out it needs.
 //     A command that is refused here has its status already.
 //  2. The transport gathers those bytes into Task.Out.
-//  3. Task.Run calls the device. Data-in is handed to Transport.DataIn piece by piece, so that a
+//  3. Task.Run calls the device. Data-in is handed to Sink.DataIn piece by piece, so that a
 //     large read never holds more than one piece of memory.
 //  4. Task.Finish takes the task out of its unit's task set.
 //

@@ -66,6 +66,7 @@ const (
 	ascSpaceAllocationFailed  asc = 0x2707
 	ascSavingNotSupported     asc = 0x3900
 	ascInternal               asc = 0x4400
+	ascDataPhase              asc = 0x4B00
 	ascInsufficientResources  asc = 0x5503
 	ascInsufficientRegister   asc = 0x5504
 

@@ -10,13 +10,19 @@ import (
 	"github.com/ledge-storage/ledge/target"
 )
 
-// Transport is what a Task asks of the protocol that carries it.
-type Transport interface {
-	// DataIn takes the next piece of a command's data-in, and the buffer with it. It may wait
-	// for the initiator to take earlier data. It is called during Run only.
-	DataIn(t *Task, b *Buffer)
-	// Aborted says that t was aborted before it ran: no data is wanted, no response is due.
-	Aborted(t *Task)
+// Sink takes a command's data-in.
+type Sink interface {
+	// DataIn takes the next piece, and the buffer with it. It may wait for the initiator to
+	// take earlier data. It is called during Run only.
+	DataIn(b *Buffer)
+}
+
+// Aborter is told of tasks that end before they run.
+type Aborter interface {
+	// Aborted says that the task with that tag was aborted while it waited for data: no data
+	// is wanted, no response is due. The tag may have been used anew meanwhile: the
+	// transport looks at Task.WasAborted.
+	Aborted(tag uint64)
 }
 
 // MaxCDB is the longest command descriptor block that is looked at (SPC-4 4.2.3 allows 260).
@@ -49,7 +55,8 @@ const (
 // Reset.
 type Task struct {
 	// Set by the transport before Prepare.
-	Transport Transport
+	Sink      Sink
+	Aborter   Aborter
 	Nexus     *Nexus
 	LUN       uint64 // the eight bytes of the wire, big-endian
 	Tag       uint64 // names the task on its nexus, for task management
@@ -97,7 +104,7 @@ func (t *Task) Reset() {
 		}
 		t.ctx = new(taskContext)
 	}
-	t.Transport, t.Nexus, t.unit, t.itl, t.op = nil, nil, nil, nil, nil
+	t.Sink, t.Aborter, t.Nexus, t.unit, t.itl, t.op = nil, nil, nil, nil, nil, nil
 	t.OutWanted, t.InTotal, t.OutTotal, t.InSent = 0, 0, 0, 0
 	clear(t.Out)
 	t.Out = t.Out[:0]
@@ -116,7 +123,7 @@ func (t *Task) Reset() {
 // WasAborted says that task management ended the task: no response is due.
 func (t *Task) WasAborted() bool { return t.aborted.Load() }
 
-// NeverBlocks says that Run waits for nothing but Transport.DataIn.
+// NeverBlocks says that Run waits for nothing but Sink.DataIn.
 func (t *Task) NeverBlocks() bool {
 	if t.op.flags&opSlow != 0 {
 		return false
@@ -276,7 +283,7 @@ func (t *Task) give(b *Buffer) {
 		b.B = b.B[:room]
 	}
 	t.InSent += int64(len(b.B))
-	t.Transport.DataIn(t, b)
+	t.Sink.DataIn(b)
 }
 
 // list returns the parameter list, contiguous, or an error where the initiator sent less than the
@@ -353,3 +360,6 @@ func (c *taskContext) used() bool {
 	defer c.mu.Unlock()
 	return c.done != nil || c.cancelled
 }
+
+// DataPhaseError ends a prepared task whose data-out broke the transport's rules.
+func (t *Task) DataPhaseError() { t.end(&sense{key: keyAbortedCommand, code: ascDataPhase}) }

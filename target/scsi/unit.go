@@ -137,7 +137,11 @@ func (u *unit) leave(t *Task) {
 // abort cancels every task that match picks and returns when none of them runs any more. Those
 // that wait for data never will; their transport is told. It returns how many there were.
 func (u *unit) abort(match func(*Task) bool) (count int) {
-	var waiting []*Task
+	type waiter struct {
+		aborter Aborter
+		tag     uint64
+	}
+	var waiting []waiter
 	u.mu.Lock()
 	generation := abortGeneration.Add(1)
 	for t := u.first; t != nil; t = t.next {
@@ -150,15 +154,15 @@ func (u *unit) abort(match func(*Task) bool) (count int) {
 		}
 		t.abortedBy = generation
 		if t.state == taskWaiting {
-			waiting = append(waiting, t)
+			waiting = append(waiting, waiter{t.Aborter, t.Tag})
 		}
 	}
 	for u.running(generation) {
 		u.left.Wait()
 	}
 	u.mu.Unlock()
-	for _, t := range waiting {
-		t.Transport.Aborted(t)
+	for _, w := range waiting {
+		w.aborter.Aborted(w.tag)
 	}
 	return count
 }

@@ -1,0 +1,383 @@
+package iscsi
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/ledge-storage/ledge/target/scsi"
+)
+
+// The way of a command:
+//
+//	command PDU ─► command ─► Prepare ──refused──────────────────────────────────────┐
+//	                             │ wants data-out                                    │
+//	                             ├────────► gathering: immediate data, unsolicited    │
+//	                             │          Data-Out, R2T and solicited Data-Out      │
+//	                             │                 │ complete                         ▼
+//	                             └────────► running: Task.Run, here or in a worker ─► complete
+//
+// A gathering task belongs to the reader; whoever aborts it frees it under conn.mu, unless the
+// reader is filling it at that moment, which then does. A running task belongs to whoever runs
+// it, and is freed by complete.
+
+type phase uint8
+
+const (
+	phaseGathering phase = iota
+	phaseRunning
+)
+
+// task is a command and how its data travel.
+type task struct {
+	scsi.Task
+	conn      *conn
+	itt       uint32
+	edtl      uint32
+	flags     byte // of the command PDU
+	phase     phase
+	listed    bool // in conn.tasks
+	immediate bool // took no CmdSN
+	inWorker  bool
+
+	// Data-in.
+	held   *scsi.Buffer // the piece that may yet carry the status
+	dataSN uint32
+	offset uint32
+
+	// Data-out.
+	buffers     []*scsi.Buffer
+	covered     int64 // bytes that buffers have room for
+	received    int64 // bytes of the command's data that came, wanted or not
+	dataOutSN   uint32
+	unsolicited bool  // unsolicited Data-Out PDUs are still to come
+	refused     bool  // the outcome is known; unsolicited data are only read away
+	failed      bool  // by a breach of protocol in its Data-Out
+	solicited   int64 // bytes asked for by R2Ts
+	r2tSN       uint32
+	outstanding []burst
+	reserved    int64 // of conn.writeBytes
+}
+
+// burst is an R2T that is not answered yet.
+type burst struct {
+	ttt        uint32
+	start, end int64
+}
+
+var taskPool = sync.Pool{New: func() any { return new(task) }}
+
+func (c *conn) newTask() *task {
+	t := taskPool.Get().(*task)
+	t.Task.Reset()
+	t.conn = c
+	t.Sink, t.Aborter = t, c
+	t.Nexus = c.session.nexus
+	return t
+}
+
+// recycle returns a task that nobody knows any more.
+func (t *task) recycle() {
+	for i, b := range t.buffers {
+		b.Release()
+		t.buffers[i] = nil
+	}
+	t.buffers = t.buffers[:0]
+	t.outstanding = t.outstanding[:0]
+	t.covered, t.received, t.solicited, t.reserved = 0, 0, 0, 0
+	t.dataOutSN, t.dataSN, t.offset, t.r2tSN = 0, 0, 0, 0
+	t.unsolicited, t.refused, t.listed, t.inWorker, t.failed = false, false, false, false, false
+	t.phase = phaseGathering
+	t.conn = nil
+	taskPool.Put(t)
+}
+
+// command serves a SCSI command PDU (11.3).
+func (c *conn) command(h *header, ahs []byte) error {
+	const read, write = 0x40, 0x20
+	if ok, err := c.admit(h); !ok {
+		if err == nil {
+			err = c.skipData(h)
+		}
+		return err
+	}
+	t := c.newTask()
+	t.itt, t.edtl, t.flags = h.itt(), h.u32(20), h[1]
+	t.Tag = uint64(t.itt)
+	t.LUN = h.lun()
+	t.Attribute = scsi.Attribute(h[1] & 7)
+	clear(t.CDB[:])
+	copy(t.CDB[:16], h[32:])
+	t.InLimit, t.OutLimit = 0, 0
+	if t.flags&read != 0 {
+		t.InLimit = int64(t.edtl)
+	}
+	if t.flags&write != 0 {
+		t.OutLimit = int64(t.edtl)
+	}
+	if !h.immediate() {
+		c.session.underWay.Add(1)
+	}
+	if err := t.additional(ahs); err != nil {
+		c.drop(t, h.immediate())
+		return c.reject(h, rejectBadField)
+	}
+	bidirectional := t.flags&read != 0 && t.flags&write != 0
+	n := h.dataLen()
+	switch {
+	case t.flags&write == 0 && n > 0,
+		n > 0 && (!c.params.immediateData || n > c.params.firstBurst || int64(n) > t.OutLimit),
+		!h.final() && (t.flags&write == 0 || c.params.initialR2T),
+		c.listed(t.itt),
+		bidirectional:
+		c.drop(t, h.immediate())
+		return c.reject(h, rejectProtocol)
+	}
+	t.immediate = h.immediate()
+	if !t.Prepare() {
+		t.refused = true
+		t.OutWanted = 0
+	}
+	t.unsolicited = !h.final()
+	if n == 0 && t.OutWanted == 0 && !t.unsolicited {
+		c.start(t)
+		return nil
+	}
+	if n > 0 {
+		if ok, err := c.receive(t, h); err != nil || !ok {
+			t.Finish()
+			c.drop(t, h.immediate())
+			return err
+		}
+	}
+	c.advance(t)
+	return nil
+}
+
+// additional looks at the additional header segments (11.2.2): an extended CDB is taken as far as
+// it fits, a bidirectional read length has no use here.
+func (t *task) additional(ahs []byte) error {
+	for len(ahs) > 0 {
+		if len(ahs) < 4 {
+			return fmt.Errorf("iscsi: additional header of %d bytes", len(ahs))
+		}
+		n := int(binary.BigEndian.Uint16(ahs))
+		size := padded(n + 3)
+		if n == 0 || size > len(ahs) {
+			return fmt.Errorf("iscsi: additional header names %d bytes", n)
+		}
+		if ahs[2]&0x3F == 1 {
+			copy(t.CDB[16:], ahs[4:min(size, len(ahs))])
+		}
+		ahs = ahs[size:]
+	}
+	return nil
+}
+
+// drop forgets a task that never came to anything.
+func (c *conn) drop(t *task, immediate bool) {
+	if !immediate {
+		c.session.underWay.Add(-1)
+	}
+	t.recycle()
+}
+
+func (c *conn) listed(itt uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.tasks[itt]
+	return ok || itt == noTag
+}
+
+// start runs a task whose data are complete, here or in a worker.
+func (c *conn) start(t *task) {
+	here := t.refused || t.NeverBlocks()
+	if !here || t.listed {
+		c.mu.Lock()
+		c.receiving = nil
+		t.phase = phaseRunning
+		if !t.listed {
+			t.listed = true
+			c.tasks[t.itt] = t
+		}
+		c.mu.Unlock()
+	}
+	if here {
+		c.execute(t)
+		return
+	}
+	c.workers.Add(1)
+	t.inWorker = true
+	c.server.run(t)
+}
+
+// execute runs a task and answers it.
+func (c *conn) execute(t *task) {
+	worker := t.inWorker
+	if !t.refused {
+		t.Run()
+	}
+	c.complete(t)
+	if worker {
+		c.send.flush()
+		c.workers.Done()
+	}
+}
+
+// DataIn implements scsi.Sink: a piece is held back until it is known whether it is the
+// last one, which carries the status.
+func (t *task) DataIn(b *scsi.Buffer) {
+	if t.held != nil {
+		held := t.held
+		t.held = b
+		t.conn.sendData(t, held, false)
+		return
+	}
+	t.held = b
+}
+
+// complete answers a task that has run, and frees it.
+func (c *conn) complete(t *task) {
+	status, aborted := t.Status, t.WasAborted()
+	t.Finish()
+	c.mu.Lock()
+	if t.listed {
+		delete(c.tasks, t.itt)
+	}
+	c.unreserve(t)
+	c.mu.Unlock()
+	if !t.immediate {
+		c.session.underWay.Add(-1)
+	}
+	c.count(t)
+	if aborted {
+		if t.held != nil {
+			t.held.Release()
+			t.held = nil
+		}
+		t.recycle()
+		return
+	}
+	if held := t.held; held != nil {
+		t.held = nil
+		last := status == scsi.StatusGood && len(held.B) > 0
+		c.sendData(t, held, last)
+		if last {
+			t.recycle()
+			return
+		}
+	}
+	c.sendResponse(t)
+	t.recycle()
+}
+
+func (c *conn) count(t *task) {
+	k := &c.server.counters
+	switch {
+	case t.flags&0x40 != 0:
+		k.reads.Add(1)
+		k.readBytes.Add(uint64(t.InSent))
+	case t.flags&0x20 != 0:
+		k.writes.Add(1)
+		k.writeBytes.Add(uint64(t.OutWanted))
+	default:
+		k.others.Add(1)
+	}
+}
+
+// residual returns the flags and count of what the command would have moved beyond, or did not
+// move of, the expected data transfer length (11.4.5).
+func (t *task) residual() (flags byte, count uint32) {
+	const overflow, underflow = 0x04, 0x02
+	total := t.InTotal
+	if t.flags&0x20 != 0 {
+		total = t.OutTotal
+	} else if t.OutTotal > 0 {
+		total = t.OutTotal
+	}
+	if t.Status == scsi.StatusCheckCondition {
+		if t.flags&0x20 != 0 {
+			total = t.OutWanted
+		} else {
+			total = t.InSent
+		}
+	}
+	switch d := total - int64(t.edtl); {
+	case d > 0:
+		return overflow, uint32(min(d, 1<<32-1))
+	case d < 0:
+		return underflow, uint32(-d)
+	}
+	return 0, 0
+}
+
+// sendData queues a piece of data-in as Data-In PDUs (11.7), the last with the status if it is to
+// carry it. It takes the buffer.
+func (c *conn) sendData(t *task, b *scsi.Buffer, status bool) {
+	q := c.send
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.room()
+	data := b.B
+	var h header
+	for len(data) > 0 {
+		n := min(len(data), c.params.maxSend)
+		burstLeft := c.params.maxBurst - int(t.offset)%c.params.maxBurst
+		n = min(n, burstLeft)
+		part := data[:n]
+		data = data[n:]
+		h = header{}
+		h[0] = opDataIn
+		last := len(data) == 0
+		if n == burstLeft || last {
+			h[1] = 0x80
+		}
+		if last && status {
+			h[1] |= 0x81
+			flags, count := t.residual()
+			h[1] |= flags
+			h[3] = t.Status
+			h.put32(44, count)
+		}
+		h.setDataLen(n)
+		h.put32(16, t.itt)
+		h.put32(20, noTag)
+		h.put32(36, t.dataSN)
+		h.put32(40, t.offset)
+		c.put(&h, last && status)
+		q.large(part)
+		c.putPadding(part)
+		t.dataSN++
+		t.offset += uint32(n)
+	}
+	q.release(b)
+	if q.queued >= sendSoon && !q.writing {
+		q.write()
+	}
+}
+
+// sendResponse queues a SCSI response (11.4).
+func (c *conn) sendResponse(t *task) {
+	var h header
+	h[0], h[1] = opResponse, 0x80
+	flags, count := t.residual()
+	h[1] |= flags
+	h[3] = t.Status
+	h.put32(16, t.itt)
+	h.put32(36, t.dataSN)
+	h.put32(44, count)
+	q := c.send
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.room()
+	if len(t.Sense) > 0 {
+		var data [2 + 64]byte
+		binary.BigEndian.PutUint16(data[:], uint16(len(t.Sense)))
+		n := 2 + copy(data[2:], t.Sense)
+		h.setDataLen(n)
+		c.put(&h, true)
+		c.putData(data[:n])
+		return
+	}
+	c.put(&h, true)
+}
