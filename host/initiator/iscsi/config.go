@@ -55,7 +55,8 @@ type Config struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-func (c *Config) validate() error {
+// Validate tells what Dial would refuse before it connects.
+func (c *Config) Validate() error {
 	switch {
 	case c.Portal == "":
 		return fmt.Errorf("%w: Portal is empty", ErrConfig)

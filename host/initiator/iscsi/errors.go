@@ -23,6 +23,8 @@ var (
 	ErrNoTarget = errors.New("iscsi: target not found")
 	// ErrConfig: a field of Config is outside its limits.
 	ErrConfig = errors.New("iscsi: bad configuration")
+	// ErrReset: a reset of the LUN on this session ended the command; the target runs it no more.
+	ErrReset = errors.New("iscsi: command ended by a reset")
 	// ErrTask: the target refused a task management function.
 	ErrTask = errors.New("iscsi: task management function refused")
 )

@@ -47,7 +47,7 @@ type Session struct {
 // Dial connects and logs in. It returns *LoginError where the target refuses, and ErrProtocol,
 // ErrAuth, ErrTimeout or the network's error otherwise.
 func Dial(ctx context.Context, cfg Config) (*Session, error) {
-	if err := cfg.validate(); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	cfg.setDefaults()

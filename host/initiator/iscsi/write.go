@@ -16,7 +16,7 @@ const (
 )
 
 // Do executes c and returns nil when the target answered, whatever the status. Otherwise the error
-// is ErrSessionLost (the outcome is unknown), ctx's (the command was aborted; a write may be done
+// is ErrSessionLost (the outcome is unknown), ErrReset, ctx's (the command was aborted; a write may be done
 // in part), or ErrConfig. A cancelled ctx makes Do abort the command and wait for the answer, for
 // PingTimeout at most; then it ends the session.
 func (s *Session) Do(ctx context.Context, c *Command) error {
@@ -179,12 +179,24 @@ func (s *Session) ResetLUN(ctx context.Context, lun uint16) error {
 	h[0], h[1] = OpTaskRequest|flagImmediate, flagFinal|functionLUReset
 	h.SetLUN(lun)
 	h.SetWord(20, reservedTag)
+	s.mu.Lock()
+	before := s.cmdSN // on the wire before the reset, or queued before it
+	s.mu.Unlock()
 	result, err := s.manage(ctx, &h, OpTaskResponse)
 	if err != nil {
 		return err
 	}
 	if result != taskComplete {
 		return fmt.Errorf("%w: reset of LUN %d: response %d", ErrTask, lun, result)
+	}
+	// Without TAS the target answers none of the commands that it ended (SAM-5 5.3.1). Those that
+	// were numbered while the request was on its way are answered, or time out.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tasks {
+		if t != nil && t.cmd != nil && t.cmd.LUN == lun && serialLess(t.sn, before) {
+			s.finish(t, ErrReset)
+		}
 	}
 	return nil
 }
