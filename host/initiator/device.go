@@ -129,8 +129,14 @@ func (d *Device) Paths() []PathStatus {
 	return out
 }
 
-// notify wakes everybody who waits for a path. mu is held.
+// notify wakes everybody who waits for a path. Whoever is best now stays so until it is lost or
+// another is seen to become optimized: it gets a rank, which a path that merely connects has not.
+// mu is held.
 func (d *Device) notify() {
+	if b := d.best(); b != nil && b.rank == 0 {
+		d.rank++
+		b.rank = d.rank
+	}
 	close(d.changed)
 	d.changed = make(chan struct{})
 }

@@ -58,7 +58,7 @@ func TestReadWrite(t *testing.T) {
 		s.R2T, s.Window, s.OptimalBlocks, s.MaxBlocks = r2t, 3, 24, 100
 		var mu sync.Mutex
 		var cut bool
-		s.Before = func(_ int, cdb []byte) *faketarget.Answer {
+		s.Before(func(_ int, cdb []byte) *faketarget.Answer {
 			if cdb[0] == opWrite16 {
 				lba, n := binary.BigEndian.Uint64(cdb[2:]), uint64(binary.BigEndian.Uint32(cdb[10:]))
 				mu.Lock()
@@ -66,7 +66,7 @@ func TestReadWrite(t *testing.T) {
 				cut = cut || n > 96 || lba%96+n > 96
 			}
 			return nil
-		}
+		})
 		d := open(t, s)
 		if d.Size() != 4096*4096 || d.BlockBytes() != 4096 {
 			t.Fatalf("size %d, blocks of %d", d.Size(), d.BlockBytes())
@@ -156,12 +156,12 @@ func TestAnswers(t *testing.T) {
 			s := shelf(t, 16)
 			var left atomic.Int32
 			left.Store(3)
-			s.Before = func(_ int, cdb []byte) *faketarget.Answer {
+			s.Before(func(_ int, cdb []byte) *faketarget.Answer {
 				if cdb[0] == opWrite16 && left.Add(-1) >= 0 {
 					return c.answer
 				}
 				return nil
-			}
+			})
 			d := open(t, s)
 			data := pattern(4096, 9)
 			err := d.WriteAt(context.Background(), data, 4096)
@@ -279,12 +279,12 @@ func TestStaleOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stale atomic.Int32
-	s.Before = func(controller int, cdb []byte) *faketarget.Answer {
+	s.Before(func(controller int, cdb []byte) *faketarget.Answer {
 		if controller == 0 && cdb[0] == opRead16 {
 			stale.Add(1)
 		}
 		return nil
-	}
+	})
 	s.Resume(0) // still optimized, in its own opinion
 	for up := false; !up; {
 		for _, p := range d.Paths() {
@@ -312,7 +312,7 @@ func TestResetBeforeOtherPortal(t *testing.T) {
 	}
 	var drops atomic.Int32
 	var resetsBefore atomic.Int32
-	s.Before = func(_ int, cdb []byte) *faketarget.Answer {
+	s.Before(func(_ int, cdb []byte) *faketarget.Answer {
 		if cdb[0] == opWrite16 {
 			if drops.Add(1) == 1 {
 				return &faketarget.Answer{Drop: true}
@@ -320,7 +320,7 @@ func TestResetBeforeOtherPortal(t *testing.T) {
 			resetsBefore.Store(int32(s.Resets(0)))
 		}
 		return nil
-	}
+	})
 	if err := d.WriteAt(context.Background(), make([]byte, 4096), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -333,13 +333,13 @@ func TestResetBeforeOtherPortal(t *testing.T) {
 func TestCancel(t *testing.T) {
 	s := shelf(t, 16)
 	block := make(chan struct{})
-	s.Before = func(_ int, cdb []byte) *faketarget.Answer {
+	s.Before(func(_ int, cdb []byte) *faketarget.Answer {
 		if cdb[0] == opRead16 {
 			<-block
 			return &faketarget.Answer{Silent: true}
 		}
 		return nil
-	}
+	})
 	d := open(t, s)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()

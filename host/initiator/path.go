@@ -231,10 +231,6 @@ func (p *path) probe(ctx context.Context, sess *iscsi.Session, tpgs bool) error 
 		d.cfg.Logger.Info("path up", "portal", p.portal, "state", state)
 		p.sess, p.access, p.err = sess, state, nil
 		p.owesReset, p.resetting = p.owesReset && p.sameController(), false
-		if b := d.best(); b == p { // nobody else serves: it is the one
-			d.rank++
-			p.rank = d.rank
-		}
 	}
 	d.notify()
 	return nil

@@ -35,11 +35,9 @@ type Shelf struct {
 	// Window is how many commands a session may have in flight. R2T makes all data solicited.
 	Window uint32
 	R2T    bool
-	// Before is asked before each command is executed, After when it was and before the answer; nil:
-	// nothing. They are called without locks and may block.
-	Before, After func(controller int, cdb []byte) *Answer
 
 	mu     sync.Mutex
+	before func(controller int, cdb []byte) *Answer
 	disk   []byte
 	states [2]target.AccessState // as each controller says of itself
 	ctl    [2]*controller
@@ -84,6 +82,13 @@ func (s *Shelf) SetState(i int, state target.AccessState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.states[i] = state
+}
+
+// Before sets what is asked before each command is executed. It is called without locks and may block.
+func (s *Shelf) Before(f func(controller int, cdb []byte) *Answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = f
 }
 
 // Grow changes the capacity.
@@ -372,16 +377,16 @@ func (k *conn) askMore(w *write) {
 func (k *conn) execute(h *iscsi.Header, out []byte) {
 	s, cdb := k.c.s, h[32:48]
 	k.c.wait()
-	if s.Before != nil {
-		if a := s.Before(k.c.index, cdb); a != nil {
+	s.mu.Lock()
+	before := s.before
+	s.mu.Unlock()
+	if before != nil {
+		if a := before(k.c.index, cdb); a != nil {
 			k.refuse(h, a)
 			return
 		}
 	}
 	in, bad := s.scsi(k.c.index, h[9], cdb, out)
-	if s.After != nil && bad == nil {
-		bad = s.After(k.c.index, cdb)
-	}
 	if bad != nil {
 		k.refuse(h, bad)
 		return
