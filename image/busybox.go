@@ -27,6 +27,10 @@ var rescueCommands = []string{
 	"uniq", "uptime", "wc", "wget",
 }
 
+// shellTag builds gosh without its line editor: that one asks the terminal where its cursor is and waits for
+// an answer, which a bare serial line never gives.
+const shellTag = "goshsmall"
+
 const commandRoot = "github.com/u-root/u-root/cmds/core/"
 
 // busyboxKey is everything that decides the busybox's bytes: commands, Go, and the versions of u-root's
@@ -41,7 +45,7 @@ func busyboxKey(tree string) (string, error) {
 		return "", err
 	}
 	h := sha256.New()
-	io.WriteString(h, goVersion()+" amd64\n"+strings.Join(rescueCommands, " ")+"\n")
+	io.WriteString(h, goVersion()+" amd64\n"+strings.Join(rescueCommands, " ")+"\n"+shellTag+"\n")
 	for _, line := range strings.Split(string(sum), "\n") {
 		if strings.HasPrefix(line, "github.com/u-root/") {
 			io.WriteString(h, line+"\n")
@@ -100,7 +104,7 @@ func buildBusybox(out string) error {
 	}
 	var said strings.Builder
 	err = bb.BuildBusybox(log.New(&said, "", 0), &bb.Opts{
-		Env:          golang.Default(golang.DisableCGO(), golang.WithGOARCH("amd64"), golang.WithGOOS("linux")),
+		Env:          golang.Default(golang.DisableCGO(), golang.WithGOARCH("amd64"), golang.WithGOOS("linux"), golang.WithBuildTag(shellTag)),
 		GenSrcDir:    filepath.Join(src, "bb"),
 		CommandPaths: paths,
 		BinaryPath:   out + ".new",

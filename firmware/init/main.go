@@ -93,7 +93,7 @@ func run(ctx context.Context) {
 
 	go children.reap()
 	go watchPowerButton(con, stop)
-	down := &powerOff{con: con, dog: dog, children: children}
+	down := &powerOff{con: con, dog: dog}
 	sup := newSupervisor(con, children)
 	go newRescue(con, children).listen(boot.Rescue)
 

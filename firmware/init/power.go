@@ -17,9 +17,8 @@ const stopPatience = 20 * time.Second
 
 // powerOff is the way down.
 type powerOff struct {
-	con      *console
-	dog      *watchdog
-	children *reaper
+	con *console
+	dog *watchdog
 }
 
 // run stops shelfd and powers off; it returns only if the machine refuses to go down.
