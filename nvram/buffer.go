@@ -5,21 +5,26 @@ import (
 	"sync"
 )
 
-// buffer is an aligned buffer from a pool: one pool for each power of two of blocks.
-type buffer struct {
+// Buffer is an aligned buffer from a pool: one pool for each power of two of blocks.
+type Buffer struct {
 	b     []byte
 	class int
 }
 
 var buffers [16]sync.Pool
 
-func getBuffer(blocks int) *buffer {
+// GetBuffer returns a buffer of so many blocks (1 to 16 MiB's worth) with any content.
+func GetBuffer(blocks int) *Buffer {
 	class := bits.Len(uint(blocks - 1))
-	if b, ok := buffers[class].Get().(*buffer); ok {
+	if b, ok := buffers[class].Get().(*Buffer); ok {
 		b.b = b.b[:blocks*BlockBytes]
 		return b
 	}
-	return &buffer{AlignedBlocks(1 << class)[:blocks*BlockBytes], class}
+	return &Buffer{AlignedBlocks(1 << class)[:blocks*BlockBytes], class}
 }
 
-func (b *buffer) put() { buffers[b.class].Put(b) }
+// Bytes are valid until Put.
+func (b *Buffer) Bytes() []byte { return b.b }
+
+// Put gives the buffer back.
+func (b *Buffer) Put() { buffers[b.class].Put(b) }

@@ -70,7 +70,7 @@ type Item struct {
 
 	log *Log
 	rec *record
-	buf *buffer
+	buf *Buffer
 }
 
 // Release gives the frame back.
@@ -81,7 +81,7 @@ func (it *Item) Release() {
 		it.rec.release()
 		it.log.mu.Unlock()
 	case it.buf != nil:
-		it.buf.put()
+		it.buf.Put()
 	}
 	it.rec, it.buf, it.Frame = nil, nil, nil
 }
@@ -120,7 +120,7 @@ func (f *Feed) Begin(m MirrorState) (*Session, Start, error) {
 		st.Full, st.Resume = false, next
 	}
 	p := &l.partner
-	if st.Full && !p.solo && l.lane[laneData].used+l.lane[laneUpdate].used > 0 {
+	if st.Full && !p.solo && l.relied() {
 		p.forced = true
 		l.poke(l.wake)
 		return nil, Start{}, ErrSoloFirst
@@ -135,6 +135,16 @@ func (f *Feed) Begin(m MirrorState) (*Session, Start, error) {
 	p.session, p.synced, p.mirrored = s, false, 0
 	l.opts.Logger.Info("nvram mirror session", "log", l.id, "full", st.Full, "resume", st.Resume, "next", l.next)
 	return s, st, nil
+}
+
+// relied: the log holds acknowledged records. Called with mu held.
+func (l *Log) relied() bool {
+	for i := range lanes {
+		if live := l.lane[i].live; len(live) > 0 && live[0].lsn < l.acked {
+			return true
+		}
+	}
+	return false
 }
 
 // Next waits for the next item. Its error ends the session: ErrSlow, ErrClosed, or what End was given.
@@ -194,7 +204,7 @@ func (s *Session) peek() (*entry, int) {
 // Trim freed the record under it.
 func (s *Session) read(e entry, lane int) (Item, bool, error) {
 	l := s.log
-	buf := getBuffer(int(e.frameBlocks))
+	buf := GetBuffer(int(e.frameBlocks))
 	l.mu.Unlock()
 	_, err := l.region.ReadAt(buf.b, l.ringOff(e.off))
 	var h header
@@ -203,14 +213,14 @@ func (s *Session) read(e entry, lane int) (Item, bool, error) {
 	}
 	l.mu.Lock()
 	if j := l.lane[lane].find(e.lsn); j == len(l.lane[lane].live) || l.lane[lane].live[j].lsn != e.lsn {
-		buf.put()
+		buf.Put()
 		return Item{}, false, nil
 	}
 	if err == nil && (h.lsn != e.lsn || h.id != l.id) {
 		err = fmt.Errorf("%w: lsn %d of log %s found", ErrCorrupt, h.lsn, h.id)
 	}
 	if err != nil {
-		buf.put()
+		buf.Put()
 		return Item{}, false, fmt.Errorf("nvram: read lsn %d for the mirror: %w", e.lsn, err)
 	}
 	s.cursor = e.lsn + 1

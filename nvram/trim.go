@@ -50,8 +50,8 @@ func (l *Log) writeTails() error {
 	if !moved {
 		return nil
 	}
-	buf := getBuffer(1)
-	defer buf.put()
+	buf := GetBuffer(1)
+	defer buf.Put()
 	if err := writeSuper(l.region, l.area, &sb, buf.b); err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ func (q *request) finish(lsn uint64, err error) {
 type record struct {
 	header
 	off   uint64
-	buf   *buffer
+	buf   *Buffer
 	reqs  []*request
 	ready bool // sealed
 	local bool // durable in the own region
@@ -342,14 +342,14 @@ func (l *Log) ringOff(off uint64) int64 { return l.area.Off + superBlocks*BlockB
 
 // seal builds the frame. It runs outside the lock: nobody else has the record before it is ready.
 func (r *record) seal(reqs []*request) {
-	r.buf = getBuffer(int(r.frameBlocks()))
+	r.buf = GetBuffer(int(r.frameBlocks()))
 	r.build(r.buf.b, reqs)
 }
 
 // release drops one reference. Called with mu held.
 func (r *record) release() {
 	if r.refs--; r.refs == 0 {
-		r.buf.put()
+		r.buf.Put()
 		r.buf = nil
 	}
 }
