@@ -174,7 +174,7 @@ func (c *checker) expand(w world) {
 			c.exec(w, i)
 		} else {
 			switch me.st.Phase {
-			case Starting, NoPool, Standby, Refused:
+			case Starting, NoPool, Standby, Refused, Asking:
 				c.push(c.step(w, i, Event{Kind: EvTick}))
 			}
 		}

@@ -39,7 +39,7 @@ func (s State) decide(v View) (State, []Action) {
 		return s, do(Fence)
 	case v.Owner == s.Self:
 		s.Phase, s.Reserved = Reclaiming, false
-		return s, do(Reserve)
+		return s, do(Freeze, Reserve)
 	}
 	n, a := s.reset(Standby, "controller "+v.Owner.String()+" owns the pool")
 	return n, append(a, do(Release, Thaw, Follow, Wait)...)
@@ -57,7 +57,7 @@ func (s State) noPool(e Event) (State, []Action) {
 		return s.decide(e.View)
 	case EvCreate:
 		s.Phase, s.Ordered = Forming, true
-		return s, do(Form)
+		return s, do(Freeze, Form)
 	case EvTakeover:
 		return s, []Action{refuse("there is no pool to take over: the members are blank")}
 	}
@@ -76,10 +76,10 @@ func (s State) forming(e Event) (State, []Action) {
 		return s, do(Open)
 	case Conflict:
 		n, a := s.reset(NoPool, "the partner holds a reservation on the members: it is creating a pool itself")
-		return n, append(a, do(Release, Wait)...)
+		return n, append(a, do(Release, Thaw, Wait)...)
 	}
 	n, a := s.reset(NoPool, "the pool could not be created")
-	return n, append(a, do(Release, Wait)...)
+	return n, append(a, do(Release, Thaw, Wait)...)
 }
 
 func (s State) reclaiming(e Event) (State, []Action) {

@@ -47,7 +47,7 @@ func (s State) checking(e Event) (State, []Action) {
 	if !s.Asked {
 		// A living owner destages everything before it hands over, so a stale mirror does not matter.
 		s.Phase, s.Asked = Asking, true
-		return s, do(Ask)
+		return s, do(Ask, Wait)
 	}
 	if why := s.unfit(v); why != "" {
 		return s.back(why)
@@ -62,6 +62,16 @@ func (s State) asking(e Event) (State, []Action) {
 		// Whatever it says, the members know: look again, and do not ask twice.
 		s.Phase = Checking
 		return s, do(Look)
+	case EvTick:
+		return s, do(Look)
+	case EvLooked:
+		// The message may be lost, the label is not.
+		v := e.View
+		if v.Unreadable || v.Blank || v.Owner != None {
+			return s, do(Wait)
+		}
+		s.Seen, s.Phase = v, Fencing
+		return s, do(Fence)
 	}
 	return s.busy(e)
 }

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ledge-storage/ledge/firmware/control"
+	"github.com/ledge-storage/ledge/firmware/ha"
+	"github.com/ledge-storage/ledge/firmware/shelf"
+	"github.com/ledge-storage/ledge/nvram"
+	"github.com/ledge-storage/ledge/raid"
+)
+
+// formSpec is what POST /v1/pool asks for.
+type formSpec struct{ force bool }
+
+// Form makes array, pool and labels. The label with the epoch is written last: until then the members count
+// as blank, and the next attempt starts over.
+func (b *backend) Form(ctx context.Context, spec any) error {
+	s, _ := spec.(formSpec)
+	members := b.drives.scan()
+	if need := b.conf.Array.Data + b.conf.Array.Parity; len(members) < need {
+		return &control.Hint{Err: fmt.Errorf("%w: %d drives found, %d+%d needs %d at least", control.ErrInvalid, len(members), b.conf.Array.Data, b.conf.Array.Parity, need),
+			Hint: "see the field drives of the configuration, and the log for drives that could not be opened"}
+	}
+	b.mu.Lock()
+	unfinished := b.looked && b.survey.Label.Epoch == 0
+	b.mu.Unlock()
+	key := keyOf(b.self, 1)
+	if err := b.drives.reserveAll(ctx, key, b.mine); err != nil {
+		return conflict(err)
+	}
+	a, err := raid.Create(ctx, members, raid.Options{K: b.conf.Array.Data, M: b.conf.Array.Parity, Force: s.force || unfinished, Logger: b.log})
+	if err != nil {
+		if errors.Is(err, raid.ErrNotBlank) {
+			err = &control.Hint{Err: fmt.Errorf("%w: %w", control.ErrInvalid, err), Hint: `what is on the drives will be lost if you send {"force":true}`}
+		}
+		return conflict(err)
+	}
+	b.hold(a, key)
+	id := nvram.NewID()
+	if err := nvram.Format(b.region, b.own, nvram.FormatOptions{ID: id, Epoch: 1}); err != nil {
+		return err
+	}
+	l, err := nvram.Open(ctx, b.region, b.own, nvram.Options{ID: id, Epoch: 1, Logger: b.log})
+	if err != nil {
+		return err
+	}
+	p, err := shelf.CreatePool(ctx, a, l, shelf.Options{PoolUUID: a.Label().Pool, Shelf: b.conf.Shelf, Logger: b.log})
+	if err == nil {
+		err = p.Close(ctx)
+	}
+	if cerr := l.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = a.WriteLabel(ctx, func(l *raid.Label) { l.Epoch, l.Owner, l.NVRAM = 1, byte(b.self), raid.UUID(id) })
+	}
+	return conflict(err)
+}
+
+// Open opens the log and the pool over the array that Claim, Refresh or Form left open, replays, and watches it.
+func (b *backend) Open(ctx context.Context, seen ha.View) error {
+	a, err := b.held()
+	if err != nil {
+		return err
+	}
+	label := a.Label()
+	var sources []shelf.Source
+	if label.Replaying() {
+		want := string(label.Opaque)
+		if st := b.mirror.State(); hex.EncodeToString(st.ID[:]) != want || !st.Complete {
+			return fmt.Errorf("%w: the mirror of log %s is to be replayed, NVRAM has one of log %s, complete %t", ha.ErrUnfit, want, st.ID, st.Complete)
+		}
+		sources = append(sources, b.mirror)
+		b.log.Info("replaying the partner's log", "lsn", b.mirror.State().Next)
+	}
+	l, err := nvram.Open(ctx, b.region, b.own, nvram.Options{ID: nvram.ID(label.NVRAM), Epoch: label.Epoch, Replicator: b.link.Replicator(), Witness: b, Logger: b.log})
+	if err != nil {
+		if errors.Is(err, nvram.ErrEmpty) || errors.Is(err, nvram.ErrForeign) || errors.Is(err, nvram.ErrStale) || errors.Is(err, nvram.ErrCorrupt) {
+			err = fmt.Errorf("%w: %w", ha.ErrUnfit, err)
+		}
+		return err
+	}
+	b.log.Info("opening the pool", "epoch", label.Epoch, "log", l.Stats().Next)
+	p, err := shelf.OpenPool(ctx, a, l, sources, shelf.Options{PoolUUID: label.Pool, Shelf: b.conf.Shelf, Logger: b.log})
+	if err == nil {
+		if err = l.Settle(ctx); err != nil {
+			p.Abort()
+		}
+	}
+	if err != nil {
+		if cerr := l.Close(); cerr != nil {
+			b.log.Debug("closing the log", "err", cerr)
+		}
+		return conflict(b.reason(err, a))
+	}
+	watch := make(chan struct{})
+	b.mu.Lock()
+	b.nvlog, b.pool, b.watch = l, p, watch
+	b.mu.Unlock()
+	go b.watcher(a, l, p, watch)
+	return nil
+}
+
+// reason prefers the array's own error: a fence met by the witness reaches us as a failed log only.
+func (b *backend) reason(err error, a *raid.Array) error {
+	if aerr := a.Err(); aerr != nil && !errors.Is(err, aerr) {
+		return fmt.Errorf("%w: %w", err, aerr)
+	}
+	return err
+}
+
+// watcher reports the end of the pool or the log to the driver. closed ends it.
+func (b *backend) watcher(a *raid.Array, l *nvram.Log, p *shelf.Pool, closed chan struct{}) {
+	var err error
+	select {
+	case <-closed:
+		return
+	case <-p.Failed():
+		err = p.Err()
+	case <-l.Failed():
+		err = l.Err()
+	}
+	select {
+	case <-closed: // closing the pool is a failure only to those who still use it
+		return
+	default:
+	}
+	err = conflict(b.reason(err, a))
+	if errors.Is(err, ha.ErrConflict) {
+		b.log.Error("fenced: another controller owns the members", "err", err)
+		b.lost()
+		return
+	}
+	b.log.Error("the pool failed", "err", err)
+	b.broken()
+}
+
+// Drain closes the pool with everything destaged, or with what is left in the log when ctx ends first; only the
+// former is success.
+func (b *backend) Drain(ctx context.Context) error {
+	b.mu.Lock()
+	p, l, a := b.pool, b.nvlog, b.array
+	b.mu.Unlock()
+	if p == nil {
+		return errors.New("no pool is open")
+	}
+	if err := p.Drain(ctx); err != nil {
+		return conflict(b.reason(err, a))
+	}
+	b.stopWatch()
+	b.front.withdraw()
+	err := p.Close(ctx)
+	if cerr := l.Close(); err == nil {
+		err = cerr
+	}
+	b.mu.Lock()
+	b.pool, b.nvlog = nil, nil
+	b.mu.Unlock()
+	if err != nil {
+		return conflict(b.reason(err, a))
+	}
+	return nil
+}
+
+func (b *backend) stopWatch() {
+	b.mu.Lock()
+	w := b.watch
+	b.watch = nil
+	b.mu.Unlock()
+	if w != nil {
+		close(w)
+	}
+}
+
+// Abort closes what is open without writing.
+func (b *backend) Abort() {
+	b.stopWatch()
+	b.front.withdraw()
+	b.mu.Lock()
+	p, l := b.pool, b.nvlog
+	b.pool, b.nvlog = nil, nil
+	b.mu.Unlock()
+	if p != nil {
+		p.Abort()
+	}
+	if l != nil {
+		if err := l.Close(); err != nil {
+			b.log.Debug("closing the log", "err", err)
+		}
+	}
+	b.closeArray()
+}
+
+// Serve, Transition, Follow and Halt show initiators where ownership stands.
+func (b *backend) Serve() {
+	b.publish()
+	b.front.states(roleOwner, b.link.Connected())
+}
+
+func (b *backend) Transition() { b.front.states(roleMoving, b.link.Connected()) }
+func (b *backend) Follow()     { b.front.states(roleStandby, b.link.Connected()) }
+func (b *backend) Halt()       { b.front.states(roleGone, b.link.Connected()) }
+
+// publish brings the front up to date with the pool's LUNs and hosts, and tells the partner.
+func (b *backend) publish() {
+	b.mu.Lock()
+	p := b.pool
+	b.mu.Unlock()
+	if p == nil {
+		return
+	}
+	inv := inventory(p)
+	for i, l := range p.LUNs() {
+		inv[i].device = b.gate.Device(l.Device())
+	}
+	b.front.show(inv)
+	b.tell(inv)
+}
+
+// tell sends the LUNs to the partner, who shows them with standby paths.
+func (b *backend) tell(inv []unitInfo) {
+	body, err := encodeInventory(inv)
+	if err == nil && b.link.Connected() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		err = b.link.Send(ctx, msgLUNs, body)
+	}
+	if err != nil {
+		b.log.Warn("the partner was not told of the LUNs", "err", err)
+	}
+}
