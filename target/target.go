@@ -22,6 +22,9 @@ type Info struct {
 	OptimalBlocks, MaxBlocks uint32
 	// UnmapGranularityBlocks is the unit in which Unmap frees space, in logical blocks; zero: one.
 	UnmapGranularityBlocks uint32
+	// AtomicBlocks is the longest Write, in logical blocks, that is applied whole or not at all,
+	// power loss included, and that no Read sees half of; zero: one block.
+	AtomicBlocks uint32
 	// Thin says that blocks are allocated on first write and that Unmap frees them.
 	Thin bool
 	// ReadOnly refuses every command that writes.

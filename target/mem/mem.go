@@ -16,6 +16,8 @@ import (
 const (
 	pageBytes = 64 << 10
 	stripes   = 64
+	// atomicBytes is the longest write that is atomic.
+	atomicBytes = 1 << 20
 )
 
 // Options of a Device.
@@ -29,6 +31,8 @@ type Options struct {
 	Limit int64
 	// Name makes the UUID; devices of one name are the same unit.
 	Name string
+	// PhysicalExponent is told in target.Info.
+	PhysicalExponent uint8
 	// ReadOnly refuses writes.
 	ReadOnly bool
 }
@@ -66,6 +70,9 @@ func New(o Options) (*Device, error) {
 		Thin:       true,
 		ReadOnly:   o.ReadOnly,
 		Product:    "MEMORY",
+
+		PhysicalExponent: o.PhysicalExponent,
+		AtomicBlocks:     atomicBytes / o.BlockBytes,
 	}
 	copy(i.UUID[:], sum[:16])
 	i.UUID[6] = i.UUID[6]&0x0F | 0x80 // version 8, RFC 9562 variant
@@ -126,8 +133,16 @@ func (d *Device) Write(_ context.Context, lba uint64, src [][]byte, _ bool) erro
 	if err != nil {
 		return err
 	}
-	d.whole.RLock()
-	defer d.whole.RUnlock()
+	if n := length(src); n > pageBytes-off%pageBytes && n <= atomicBytes {
+		d.whole.Lock()
+		defer d.whole.Unlock()
+		if err := d.allocate(off, n); err != nil {
+			return err
+		}
+	} else {
+		d.whole.RLock()
+		defer d.whole.RUnlock()
+	}
 	for _, p := range src {
 		if err := d.write(off, p); err != nil {
 			return err
@@ -169,6 +184,21 @@ func (d *Device) store(page, at int64, p []byte) error {
 		d.pages[page] = m
 	}
 	copy(m[at:], p)
+	return nil
+}
+
+// allocate makes the pages of a range, all or none. The whole lock is held exclusively.
+func (d *Device) allocate(off, n int64) error {
+	first, last := off/pageBytes, (off+n-1)/pageBytes
+	for page := first; page <= last; page++ {
+		if d.pages[page] != nil {
+			continue
+		}
+		if !d.take() {
+			return fmt.Errorf("mem: page %d: %w", page, target.ErrNoSpace)
+		}
+		d.pages[page] = make([]byte, pageBytes) // zeros, should a later page find no room
+	}
 	return nil
 }
 

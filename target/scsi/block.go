@@ -119,18 +119,17 @@ func decodeWriteAtomic(t *Task) error {
 	return nil
 }
 
-// atomicBlocks is the most that COMPARE AND WRITE and WRITE ATOMIC take: 255 blocks, the most
-// that a COMPARE AND WRITE can name.
-func atomicBlocks(target.Info) uint64 { return 255 }
+// maxCompareBlocks is the most that COMPARE AND WRITE takes: all that its one byte can name.
+const maxCompareBlocks = 255
 
-// writeAtomic is WRITE ATOMIC(16). A Device applies each Write atomically only block by block,
-// so the write goes through the unit's lock of atomics, as the others of its kind do.
+// atomicBlocks is the most that WRITE ATOMIC takes.
+func atomicBlocks(i target.Info) uint64 { return uint64(max(i.AtomicBlocks, 1)) }
+
+// writeAtomic is WRITE ATOMIC(16): a Write no longer than what the device says it applies whole.
 func writeAtomic(t *Task) error {
 	if t.OutWanted < t.OutTotal {
 		return badCDB(12, 7)
 	}
-	t.unit.atomics.Lock()
-	defer t.unit.atomics.Unlock()
 	return write_(t)
 }
 
@@ -168,6 +167,10 @@ func decodeCompareAndWrite(t *Task) error {
 	}
 	if err := t.checkRange(); err != nil {
 		return err
+	}
+	if t.blocks == 0 && t.OutLimit > 0 {
+		// A count of 256 does not fit the field. Data for no block are a mistake, not a wish.
+		return badCDB(13, 7)
 	}
 	t.OutTotal = 2 * int64(t.blocks) * int64(t.info.BlockBytes)
 	return nil
@@ -289,6 +292,14 @@ func decodeSync(t *Task) error { return decodeExtent(t) }
 func preFetch(t *Task) error { return errConditionMet }
 
 func synchronizeCache(t *Task) error { return t.unit.dev.Flush(t.ctx) }
+
+// readDefectData is READ DEFECT DATA(10) and (12): a list that is empty.
+func readDefectData(t *Task) error {
+	if t.CDB[0] == 0x37 {
+		return t.answer([]byte{0, t.CDB[2] & 0x1F, 0, 0}, t.be16(7))
+	}
+	return t.answer([]byte{0, t.CDB[1] & 0x1F, 0, 0, 0, 0, 0, 0}, t.be32(6))
+}
 
 // Capacity.
 

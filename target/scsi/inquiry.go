@@ -211,7 +211,7 @@ func (t *Task) blockLimits(b []byte) []byte {
 	b = append(b, make([]byte, 60)...)
 	p := b[start:]
 	bs := t.info.BlockBytes
-	p[5] = byte(atomicBlocks(t.info)) // MAXIMUM COMPARE AND WRITE LENGTH
+	p[5] = maxCompareBlocks // MAXIMUM COMPARE AND WRITE LENGTH
 	optimal := t.info.OptimalBlocks
 	if optimal == 0 {
 		optimal = 128 << 10 / bs

@@ -56,6 +56,8 @@ var (
 	usageAlloc16 = []byte{0x9E, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x04}
 	usageAlloc12 = []byte{0xA3, 0xFF, 0x00, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x04}
 	usageOut12   = []byte{0xA4, 0x1F, 0x00, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x04}
+	usagePRIn    = []byte{0x5E, 0x1F, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0x04}
+	usagePROut   = []byte{0x5F, 0x1F, 0xFF, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x04}
 	usage6       = []byte{0x00, 0x00, 0x00, 0x00, 0x00, 0x04}
 )
 
@@ -65,9 +67,11 @@ func operations() []op {
 		read  = opReads | opMedium
 		write = opWrites | opMedium
 		admin = opAnyHolder | opStandby
+		prIn  = opAnyHolder | opNoDevice
+		prOut = opAnyHolder | opSlow // waits for the store and for aborted tasks
 	)
 	return []op{
-		{0x00, noAction, usage6, opNoDevice | opMedium | opReads, nil, testUnitReady},
+		{0x00, noAction, usage6, opNoDevice | opMedium | opAnyHolder, nil, testUnitReady},
 		{0x03, noAction, []byte{0x03, 0x01, 0, 0, 0xFF, 0x04}, opNoUnit | opNoAttention | admin | opNoDevice, nil, requestSense},
 		{0x12, noAction, []byte{0x12, 0x01, 0xFF, 0xFF, 0xFF, 0x04}, opNoUnit | opNoAttention | admin | opNoDevice, nil, inquiry},
 		{0xA0, noAction, []byte{0xA0, 0, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opNoUnit | opNoAttention | admin | opNoDevice, nil, reportLUNs},
@@ -97,8 +101,8 @@ func operations() []op {
 		{0x93, noAction, usageWS16, write, decodeWriteSame, writeSame},
 		{0x42, noAction, []byte{0x42, 0x01, 0, 0, 0, 0, 0x1F, 0xFF, 0xFF, 0x04}, write, decodeUnmap, unmap},
 		{0x9E, 0x12, usageAlloc16, read, decodeMappings, getLBAStatus},
-		{0x25, noAction, []byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opReads | opMedium | opNoDevice, nil, readCapacity10},
-		{0x9E, 0x10, []byte{0x9E, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opReads | opMedium | opNoDevice, nil, readCapacity16},
+		{0x25, noAction, []byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opMedium | opNoDevice, nil, readCapacity10},
+		{0x9E, 0x10, []byte{0x9E, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opAnyHolder | opMedium | opNoDevice, nil, readCapacity16},
 
 		{0x1A, noAction, []byte{0x1A, 0x08, 0xFF, 0xFF, 0xFF, 0x04}, opReads | opNoDevice | opStandby, nil, modeSense},
 		{0x5A, noAction, []byte{0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0x04}, opReads | opNoDevice | opStandby, nil, modeSense},
@@ -111,6 +115,25 @@ func operations() []op {
 		{0x56, noAction, []byte{0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opNoDevice, nil, reserve},
 		{0x17, noAction, usage6, opAnyHolder | opNoDevice, nil, release},
 		{0x57, noAction, []byte{0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opNoDevice, nil, release},
+
+		{0x83, 0x00, []byte{0x83, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, write | opSlow, decodeCopy, extendedCopy},
+		{0x84, 0x00, []byte{0x84, 0x1F, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opReads | opNoDevice, nil, copyResult},
+		{0x84, 0x03, []byte{0x84, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opAnyHolder | opNoDevice, nil, copyParameters},
+		{0x37, noAction, []byte{0x37, 0, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0x04}, opReads | opNoDevice, nil, readDefectData},
+		{0xB7, noAction, []byte{0xB7, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opReads | opNoDevice, nil, readDefectData},
+
+		{0x5E, 0x00, usagePRIn, prIn, nil, prInReadKeys},
+		{0x5E, 0x01, usagePRIn, prIn, nil, prInReadReservation},
+		{0x5E, 0x02, usagePRIn, prIn, nil, prInCapabilities},
+		{0x5E, 0x03, usagePRIn, prIn, nil, prInFullStatus},
+		{0x5F, 0x00, usagePROut, prOut, decodePROut, prOutRun(prRegister)},
+		{0x5F, 0x01, usagePROut, prOut, decodePROut, prOutRun(prReserve)},
+		{0x5F, 0x02, usagePROut, prOut, decodePROut, prOutRun(prRelease)},
+		{0x5F, 0x03, usagePROut, prOut, decodePROut, prOutRun(prClear)},
+		{0x5F, 0x04, usagePROut, prOut, decodePROut, prOutRun(prPreempt)},
+		{0x5F, 0x05, usagePROut, prOut, decodePROut, prOutRun(prPreemptAndAbort)},
+		{0x5F, 0x06, usagePROut, prOut, decodePROut, prOutRun(prRegisterAndIgnore)},
+		{0x5F, 0x07, usagePROut, prOut, decodePROut, prOutRun(prMove)},
 
 		{0xA3, 0x0A, usageAlloc12, admin | opNoDevice, nil, reportTargetPortGroups},
 		{0xA3, 0x0C, []byte{0xA3, 0x1F, 0x87, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, admin | opNoDevice, nil, reportOperationCodes},

@@ -26,7 +26,7 @@ const MaxUnits = 4096
 
 // Options of a Target. The zero value is usable.
 type Options struct {
-	// MaxTransferBytes bounds the data of one READ or WRITE; zero: 16 MiB. It is told to
+	// MaxTransferBytes bounds the data of one READ or WRITE; zero: 32 MiB. It is told to
 	// initiators in the block limits page. Writes are gathered whole in memory, reads are not.
 	MaxTransferBytes uint32
 }
@@ -65,7 +65,7 @@ type Target struct {
 // NewTarget returns a target without units. Name is its iSCSI name.
 func NewTarget(name string, o Options) *Target {
 	if o.MaxTransferBytes == 0 {
-		o.MaxTransferBytes = 16 << 20
+		o.MaxTransferBytes = 32 << 20
 	}
 	t := &Target{name: name, opts: o, ops: newOpTable()}
 	t.sessions.Store(&map[*Nexus]struct{}{})

@@ -22,8 +22,12 @@ type unit struct {
 	// restricted says that a reservation of either kind exists, so that the common case
 	// takes no lock.
 	restricted atomic.Bool
+	copies     copyLog
 	// atomics serialises commands that read, compute and write (ORWRITE) against each other.
 	atomics sync.Mutex
+
+	// prMu serialises PERSISTENT RESERVE OUT; it is held while state is stored.
+	prMu sync.Mutex
 
 	mu       sync.Mutex // guards what follows
 	left     *sync.Cond // a running task has left
