@@ -24,7 +24,7 @@
 //	GET    /v1/events?since=N&limit=M → {events: [{seq, time, level, text}…], next}
 //
 // Errors are {"error": "...", "hint": "..."} with 400 (the request is wrong), 401 (token), 404, 405, 409 (the
-// state forbids it: not the owner, exists, refused), 413, 415, 500, 503 (starting, busy) and 507 (no space).
+// state forbids it: not the owner, exists, refused), 413, 500, 503 (starting, busy) and 507 (no space).
 // A controller that does not own the pool answers requests that change something with 409 and the owner's name,
 // except POST /v1/takeover.
 //

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"mime"
 	"net"
 	"net/http"
 	"strings"
@@ -194,8 +193,6 @@ func statusOf(err error) int {
 	switch {
 	case errors.As(err, &tooLarge):
 		return http.StatusRequestEntityTooLarge
-	case errors.Is(err, errMediaType):
-		return http.StatusUnsupportedMediaType
 	case errors.Is(err, ErrInvalid):
 		return http.StatusBadRequest
 	case errors.Is(err, ErrNotFound):
@@ -210,15 +207,8 @@ func statusOf(err error) int {
 	return http.StatusInternalServerError
 }
 
-var errMediaType = errors.New("the body must be application/json")
-
-// decode reads the strict JSON object of a request into v. An empty body is an empty object if optional.
+// decode reads the strict JSON object of a request into v, whatever Content-Type says (curl -d says a form). An empty body is an empty object if optional.
 func decode(r *http.Request, v any, optional bool) error {
-	if t := r.Header.Get("Content-Type"); t != "" {
-		if media, _, err := mime.ParseMediaType(t); err != nil || media != "application/json" {
-			return fmt.Errorf("%w, not %q", errMediaType, t)
-		}
-	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		var tooLarge *http.MaxBytesError
