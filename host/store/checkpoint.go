@@ -1,0 +1,409 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// A checkpoint is the whole state at one position of the log: volumes, maps, segments. It is a
+// run of items, in checkpoint segments with consecutive numbers; no item crosses segments. It
+// exists when the superblock names it. It is written at the end of a data segment that is durable,
+// so that recovery goes on with the segments after it.
+//
+// Freeing is safe in this order: a segment without references is condemned (no new references),
+// a checkpoint without references to it becomes durable, both superblocks name that checkpoint, and
+// then the segment is unmapped. Until recovery ends, nothing else of the past is needed.
+const (
+	itemHead    = 1 // next volume, last data segment, cover seq, cover unit
+	itemVolume  = 2 // id, length and description
+	itemPage    = 3 // volume, number of page, runs: count·2+stored; stored: segment, offset, lengths…
+	itemSegment = 4 // number, slots, bytes, shares: count, (volume, slots, bytes)…
+	itemFree    = 5 // number of a segment to unmap
+	itemEnd     = 6
+)
+
+// checkpointCall is a wanted checkpoint; err is set before it is wanted no more.
+type checkpointCall struct{ err error }
+
+// Checkpoint packs all that was acknowledged before the call and writes a checkpoint.
+func (st *Store) Checkpoint(ctx context.Context) error { return st.checkpoint(ctx) }
+
+func (st *Store) checkpoint(ctx context.Context) error {
+	st.mu.Lock()
+	for st.needed != nil { // one that began before may not hold what the caller means
+		before := st.needed
+		if err := st.wait(ctx, func() bool { return st.needed != before }); err != nil {
+			st.mu.Unlock()
+			return err
+		}
+	}
+	if st.err != nil {
+		st.mu.Unlock()
+		return st.err
+	}
+	call := new(checkpointCall)
+	st.needed = call
+	st.notify()
+	err := st.wait(ctx, func() bool { return st.needed != call })
+	st.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return call.err
+}
+
+// Sync returns when all that was acknowledged before the call is packed: then the figures of
+// Stats are those of the stored data.
+func (st *Store) Sync(ctx context.Context) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	seq := st.current.seq
+	if len(st.current.ops) > 0 {
+		seq++
+	}
+	return st.wait(ctx, func() bool { return st.packed.seq >= seq })
+}
+
+// checkpointWriter fills checkpoint segments with items.
+type checkpointWriter struct {
+	st    *Store
+	ctx   context.Context
+	id    uint64
+	buf   []byte
+	fill  int
+	first uint32
+	count uint32
+	bytes int64
+}
+
+func (w *checkpointWriter) add(item []byte) error {
+	if w.fill+len(item) > trailerOffset {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	w.fill += copy(w.buf[w.fill:], item)
+	return nil
+}
+
+func (w *checkpointWriter) flush() error {
+	n, err := w.st.allocate(w.ctx)
+	if err != nil {
+		return err
+	}
+	if w.count == 0 {
+		w.first = n
+	}
+	clear(w.buf[w.fill:])
+	t := trailer{kind: kindCheckpoint, uuid: w.st.uuid, epoch: w.st.epoch, segment: n, payload: uint32(w.fill), ckptID: w.id,
+		index: w.count, content: crc(w.buf[:w.fill])}
+	if err := w.st.writeSegment(n, w.buf, &t); err != nil {
+		return err
+	}
+	w.count++
+	w.bytes += int64(w.fill) + BlockBytes
+	w.fill = 0
+	return nil
+}
+
+// writeCheckpoint is called by the packer between batches.
+func (st *Store) writeCheckpoint(ctx context.Context) error {
+	if err := st.sealOpen(ctx); err != nil {
+		return err
+	}
+	st.mu.Lock()
+	err := st.wait(ctx, func() bool { return st.sealing == 0 })
+	st.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	st.mu.Lock()
+	st.sealedTo = st.packed // the checkpoint covers what needed no segment
+	st.mu.Unlock()
+	began := time.Now()
+	oldFirst, oldCount := st.ckptFirst, st.ckptSegments
+	free := slices.Concat(st.condemned, st.condemn())
+	for i := range oldCount {
+		free = append(free, oldFirst+uint32(i))
+	}
+	w := &checkpointWriter{st: st, ctx: ctx, id: st.ckptID + 1, buf: segmentBuffers.Get().([]byte)}
+	defer segmentBuffers.Put(w.buf)
+	if err := st.encodeState(w, free); err != nil {
+		return err
+	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	var tail uint64
+	err = st.writeSuper(ctx, func(s *superblock) {
+		s.ckptID, s.ckptFrom, s.ckptSegs = w.id, w.first, w.count
+		tail = st.journalStart(s)
+	})
+	if err != nil {
+		return err
+	}
+	st.ckptID, st.ckptFirst, st.sinceCkpt = w.id, w.first, 0
+	st.mu.Lock()
+	st.ckptSegments, st.ckptBytes = int(w.count), w.bytes
+	st.counters.checkpoints++
+	st.mu.Unlock()
+	st.dropRecords(tail)
+	st.condemned = nil
+	if err := st.free(ctx, free); err != nil {
+		return err
+	}
+	st.opt.Logger.Debug("checkpoint", "id", w.id, "bytes", w.bytes, "freed", len(free), "took", time.Since(began))
+	return nil
+}
+
+// condemn takes the segments without references out of use and returns them.
+func (st *Store) condemn() (dead []uint32) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for n, s := range st.segs {
+		if s.live < 0 {
+			panic(fmt.Sprintf("store: segment %d has %d references", n, s.live))
+		}
+		if s.live == 0 && !s.condemned && st.inMemory[n] == nil {
+			s.condemned = true
+			dead = append(dead, n)
+			for _, sh := range s.shares {
+				if v := st.volumes[sh.vol]; v != nil {
+					v.slots -= int64(sh.slots)
+					v.bytes -= int64(sh.bytes)
+				}
+			}
+			delete(st.segs, n)
+		}
+	}
+	slices.Sort(dead)
+	return dead
+}
+
+// free unmaps segments that the durable checkpoint doesn't know any more.
+func (st *Store) free(ctx context.Context, numbers []uint32) error {
+	slices.Sort(numbers)
+	for i := 0; i < len(numbers); {
+		n, run := numbers[i], 1
+		for i+run < len(numbers) && numbers[i+run] <= n+uint32(run) && run < reserveStep {
+			run++
+		}
+		last := numbers[i+run-1]
+		if err := st.opt.Segments.Unmap(ctx, int64(n)*SegmentBytes, int64(last-n+1)*SegmentBytes); err != nil {
+			return fmt.Errorf("store: free segments %d to %d: %w", n, last, err)
+		}
+		i += run
+	}
+	for _, n := range numbers {
+		st.tables.drop(n)
+	}
+	st.mu.Lock()
+	st.counters.segmentsFreed += int64(len(numbers))
+	st.notify()
+	st.mu.Unlock()
+	return nil
+}
+
+// encodeState writes all items. Only the packer changes what they hold; requests make empty
+// pages, so each volume's node is read with mu held.
+func (st *Store) encodeState(w *checkpointWriter, free []uint32) error {
+	st.mu.RLock()
+	head := []byte{itemHead}
+	for _, x := range []uint64{uint64(st.nextVol), uint64(st.lastSegment), st.packed.seq, st.packed.unit} {
+		head = binary.AppendUvarint(head, x)
+	}
+	ids := slices.Sorted(maps.Keys(st.volumes))
+	st.mu.RUnlock()
+	if err := w.add(head); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := st.encodeVolume(w, id); err != nil {
+			return err
+		}
+	}
+	st.mu.RLock()
+	numbers := slices.Sorted(maps.Keys(st.segs))
+	var items [][]byte
+	for _, n := range numbers {
+		items = append(items, encodeSegmentItem(n, st.segs[n]))
+	}
+	st.mu.RUnlock()
+	for _, n := range free {
+		items = append(items, binary.AppendUvarint([]byte{itemFree}, uint64(n)))
+	}
+	for _, it := range append(items, []byte{itemEnd}) {
+		if err := w.add(it); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func encodeSegmentItem(n uint32, s *segment) []byte {
+	p := binary.AppendUvarint([]byte{itemSegment}, uint64(n))
+	p = binary.AppendUvarint(p, uint64(s.slots))
+	p = binary.AppendUvarint(p, uint64(s.bytes))
+	p = binary.AppendUvarint(p, uint64(len(s.shares)))
+	for _, sh := range s.shares {
+		p = binary.AppendUvarint(p, uint64(sh.vol))
+		p = binary.AppendUvarint(p, uint64(sh.slots))
+		p = binary.AppendUvarint(p, uint64(sh.bytes))
+	}
+	return p
+}
+
+func (st *Store) encodeVolume(w *checkpointWriter, id uint32) error {
+	st.mu.RLock()
+	v := st.volumes[id]
+	if !v.created { // its creation is in the journal still
+		st.mu.RUnlock()
+		return nil
+	}
+	nodes := len(v.m.nodes)
+	item := binary.AppendUvarint([]byte{itemVolume}, uint64(id))
+	d := v.describe()
+	item = append(binary.AppendUvarint(item, uint64(len(d))), d...)
+	st.mu.RUnlock()
+	if err := w.add(item); err != nil {
+		return err
+	}
+	var pages [][]byte
+	for i := range nodes {
+		pages = pages[:0]
+		st.mu.RLock()
+		v.m.eachOf(i, func(first uint64, p *page) {
+			if *p != (page{}) {
+				pages = append(pages, encodePage(id, first/pageEntries, p))
+			}
+		})
+		st.mu.RUnlock()
+		for _, p := range pages {
+			if err := w.add(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func encodePage(vol uint32, number uint64, p *page) []byte {
+	b := binary.AppendUvarint([]byte{itemPage}, uint64(vol))
+	b = binary.AppendUvarint(b, number)
+	for i := 0; i < pageEntries; {
+		n := 1
+		if p[i] == 0 {
+			for i+n < pageEntries && p[i+n] == 0 {
+				n++
+			}
+			b = binary.AppendUvarint(b, uint64(n)<<1)
+		} else {
+			for i+n < pageEntries && p[i+n].segment() == p[i].segment() && p[i+n].off() == p[i+n-1].off()+p[i+n-1].len() {
+				n++
+			}
+			b = binary.AppendUvarint(b, uint64(n)<<1|1)
+			b = binary.AppendUvarint(b, uint64(p[i].segment()))
+			b = binary.AppendUvarint(b, uint64(p[i].off()))
+			for _, l := range p[i : i+n] {
+				b = binary.AppendUvarint(b, uint64(l.len()))
+			}
+		}
+		i += n
+	}
+	return b
+}
+
+// state is what a checkpoint gives back.
+type state struct {
+	nextVol, lastSegment uint32
+	cover                position
+	volumes              map[uint32]*Volume
+	segs                 map[uint32]*segment
+	free                 []uint32
+	head, end            bool
+}
+
+// decodeItems reads the items of one checkpoint segment into s.
+func (s *state) decodeItems(p []byte) error {
+	d := decoder{p: p}
+	for len(d.p) > 0 && !s.end {
+		kind := d.bytes(1)[0]
+		if !s.head && kind != itemHead {
+			return fmt.Errorf("checkpoint without head: %w", ErrCorrupt)
+		}
+		switch kind {
+		case itemHead:
+			d.bad = d.bad || s.head
+			s.nextVol, s.lastSegment = uint32(d.limited(1<<32-1)), uint32(d.limited(maxSegments-1))
+			s.cover = position{d.uvarint(), d.uvarint()}
+			s.head = true
+		case itemVolume:
+			id := uint32(d.limited(1<<32 - 1))
+			v, err := parseDescription(d.bytes(d.limited(BlockBytes)))
+			if err != nil || id == 0 || id >= s.nextVol || s.volumes[id] != nil {
+				d.bad = true
+				break
+			}
+			v.id, v.created, v.dirty = id, true, map[uint64]*pending{}
+			s.volumes[id] = &v
+		case itemPage:
+			v := s.volumes[uint32(d.limited(1<<32-1))]
+			number := d.limited(MaxVolume/BlockBytes/pageEntries - 1)
+			if v == nil || d.bad {
+				d.bad = true
+				break
+			}
+			decodePage(&d, v, number)
+		case itemSegment:
+			n := uint32(d.limited(maxSegments - 1))
+			g := &segment{slots: uint32(d.limited(maxSlots)), bytes: uint32(d.limited(SegmentBytes))}
+			for range d.limited(1 << 16) {
+				g.shares = append(g.shares, share{uint32(d.limited(1<<32 - 1)), uint32(d.limited(maxSlots)), uint32(d.limited(SegmentBytes))})
+				if d.bad {
+					break
+				}
+			}
+			d.bad = d.bad || n == 0 || s.segs[n] != nil
+			s.segs[n] = g
+		case itemFree:
+			s.free = append(s.free, uint32(d.limited(maxSegments-1)))
+		case itemEnd:
+			s.end = true
+		default:
+			d.bad = true
+		}
+		if d.bad {
+			return fmt.Errorf("checkpoint item of kind %d: %w", kind, ErrCorrupt)
+		}
+	}
+	return nil
+}
+
+func decodePage(d *decoder, v *Volume, number uint64) {
+	lba := number * pageEntries
+	for i := uint64(0); i < pageEntries && !d.bad; {
+		run := d.limited(2*pageEntries + 1)
+		n := run >> 1
+		if n == 0 || n > pageEntries-i {
+			d.bad = true
+			return
+		}
+		if run&1 != 0 {
+			seg, off := d.limited(maxSegments-1), d.limited(SegmentBytes-1)
+			for k := i; k < i+n; k++ {
+				length := d.limited(blockHeader + BlockBytes)
+				l := makeLoc(uint32(seg), int(off), int(length))
+				if d.bad = d.bad || off >= SegmentBytes || !l.valid(); d.bad {
+					return
+				}
+				v.m.set(lba+k, l)
+				off += length
+			}
+		}
+		i += n
+	}
+}

@@ -1,0 +1,189 @@
+package store
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// lineKey names 64 KiB of a segment.
+type lineKey struct {
+	segment uint32
+	line    int
+}
+
+func lineOf(l loc) lineKey         { return lineKey{l.segment(), l.off() / LineBytes} }
+func (k lineKey) next() lineKey    { return lineKey{k.segment, k.line + 1} }
+func (k lineKey) isLast() bool     { return (k.line+1)*LineBytes >= SegmentBytes }
+func (k lineKey) offset() int64    { return int64(k.segment)*SegmentBytes + int64(k.line)*LineBytes }
+func straddles(l loc) (split bool) { return l.off()%LineBytes+l.len() > LineBytes }
+
+// lineCache keeps the lines that were read last. A line that several readers want is read once.
+// Lines hold stored bytes as they came; each block's checksum is verified by who decodes it.
+type lineCache struct {
+	mu    sync.Mutex
+	limit int
+	lines map[lineKey]*line
+	order list.List // of *line, last used first
+}
+
+type line struct {
+	key   lineKey
+	ready chan struct{}
+	data  []byte
+	err   error
+	users int
+	at    *list.Element
+}
+
+func newLineCache(limit int) *lineCache {
+	return &lineCache{limit: max(limit, 2*linesAtOnce), lines: map[lineKey]*line{}}
+}
+
+// get returns the line and whether the caller must fill it and close ready.
+func (c *lineCache) get(k lineKey) (l *line, mine bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l := c.lines[k]; l != nil {
+		l.users++
+		c.order.MoveToFront(l.at)
+		return l, false
+	}
+	l = &line{key: k, ready: make(chan struct{}), users: 1}
+	l.at = c.order.PushFront(l)
+	c.lines[k] = l
+	for e := c.order.Back(); e != nil && len(c.lines) > c.limit; {
+		old, prev := e.Value.(*line), e.Prev()
+		if old.users == 0 {
+			c.remove(old)
+		}
+		e = prev
+	}
+	return l, true
+}
+
+func (c *lineCache) remove(l *line) {
+	c.order.Remove(l.at)
+	if c.lines[l.key] == l {
+		delete(c.lines, l.key)
+	}
+}
+
+// drop forgets a line.
+func (c *lineCache) drop(k lineKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l := c.lines[k]; l != nil {
+		c.remove(l)
+	}
+}
+
+// done tells that the caller uses lines no more; failed ones are forgotten.
+func (c *lineCache) done(ls lineSet) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, l := range ls {
+		l.users--
+		if l.err != nil && c.lines[k] == l {
+			c.remove(l)
+		}
+	}
+}
+
+// lineSet is the lines of one request.
+type lineSet map[lineKey]*line
+
+// block returns the stored bytes of the block at l, which may lie in two lines.
+func (ls lineSet) block(l loc) []byte {
+	k, at := lineOf(l), l.off()%LineBytes
+	if !straddles(l) {
+		return ls[k].data[at : at+l.len()]
+	}
+	p := append(make([]byte, 0, l.len()), ls[k].data[at:]...)
+	return append(p, ls[k.next()].data[:l.len()-len(p)]...)
+}
+
+// fetch returns all lines that hold the blocks of far.
+func (st *Store) fetch(ctx context.Context, far []where) (lineSet, error) {
+	ls := lineSet{}
+	var mine []*line
+	want := func(k lineKey) {
+		if ls[k] == nil {
+			l, fill := st.lines.get(k)
+			ls[k] = l
+			if fill {
+				mine = append(mine, l)
+			}
+		}
+	}
+	for _, w := range far {
+		want(lineOf(w.place))
+		if straddles(w.place) {
+			want(lineOf(w.place).next())
+		}
+	}
+	if len(mine) == 1 {
+		st.fill(ctx, mine[0])
+	} else if len(mine) > 1 {
+		var g errgroup.Group
+		g.SetLimit(linesAtOnce)
+		for _, l := range mine {
+			g.Go(func() error { st.fill(ctx, l); return nil })
+		}
+		g.Wait()
+	}
+	for k, l := range ls {
+		select {
+		case <-l.ready:
+		case <-ctx.Done():
+			st.lines.done(ls)
+			return nil, ctx.Err()
+		}
+		if l.err != nil {
+			err := l.err
+			if ctx.Err() == nil && isContextError(err) {
+				// Another reader gave up while reading it for all of us.
+				p := make([]byte, LineBytes)
+				if err = st.opt.Segments.ReadAt(ctx, p, k.offset()); err == nil {
+					own := &line{key: k, ready: l.ready, data: p, at: l.at}
+					st.lines.done(lineSet{k: l})
+					own.users = 1
+					ls[k] = own
+					continue
+				}
+			}
+			st.lines.done(ls)
+			return nil, fmt.Errorf("store: read segment %d line %d: %w", k.segment, k.line, err)
+		}
+	}
+	return ls, nil
+}
+
+// fill reads a line from the flash cache or the LUN.
+func (st *Store) fill(ctx context.Context, l *line) {
+	defer close(l.ready)
+	p := make([]byte, LineBytes)
+	hit := st.opt.Cache.Read(st.uuid, l.key.segment, l.key.line, p)
+	if !hit {
+		if l.err = st.opt.Segments.ReadAt(ctx, p, l.key.offset()); l.err != nil {
+			return
+		}
+		st.opt.Cache.Write(st.uuid, l.key.segment, l.key.line, p)
+	}
+	l.data = p
+	st.mu.Lock()
+	if hit {
+		st.counters.cacheHits++
+	} else {
+		st.counters.cacheMisses++
+	}
+	st.mu.Unlock()
+}
+
+func isContextError(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}

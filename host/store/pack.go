@@ -1,0 +1,418 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/ledge-storage/ledge/host/dedup"
+)
+
+// The packer is one goroutine. It takes durable batches in the log's order, fingerprints and
+// compresses their blocks on Options.Workers cores, and applies them, still in order, to the open
+// segment, its log, and the map at once: a block of an open segment is read from memory. It alone
+// changes maps, allocates segments, cleans and checkpoints, so none of these can meet
+// another halfway.
+//
+// Replay (recover.go) applies the logs of segments by the same functions; the conditions that
+// they test (logMove) have the same outcome, because the map they test has had the same past.
+
+// builder is a segment being filled, sealed and waiting, or being written.
+type builder struct {
+	number, prev uint32
+	buf          []byte // SegmentBytes
+	fill         int    // bytes of blocks
+	slots        []slot
+	log          logWriter
+	cover        position
+	info         *segment
+}
+
+var segmentBuffers = sync.Pool{New: func() any { return make([]byte, SegmentBytes) }}
+
+// fits says whether blocks of n bytes and an entry of the log have room.
+func (b *builder) fits(n, entry int) bool {
+	return len(b.slots) < maxSlots && b.used()+n+slotBytes+entry+64 <= trailerOffset
+}
+
+// used is what of the segment is in use, without the trailer.
+func (b *builder) used() int { return b.fill + len(b.slots)*slotBytes + b.log.bytes() }
+
+// packLoop is the packer.
+func (st *Store) packLoop() {
+	for st.ctx.Err() == nil {
+		st.mu.Lock()
+		var b *batch
+		if len(st.queue) > 0 {
+			b = st.queue[0]
+		}
+		call := st.needed
+		pressed := st.head-st.tail > st.ringSize/2
+		st.mu.Unlock()
+		var err error
+		switch {
+		case b != nil:
+			err = st.packBatch(st.ctx, b)
+			if err == nil && pressed {
+				err = st.sealOpen(st.ctx)
+			}
+		case call != nil:
+			err = st.writeCheckpoint(st.ctx)
+			st.mu.Lock()
+			st.needed = nil
+			call.err = err
+			st.notify()
+			st.mu.Unlock()
+		case pressed && st.open != nil:
+			err = st.sealOpen(st.ctx)
+		default:
+			select {
+			case <-st.wake:
+			case <-st.ctx.Done():
+			}
+			continue
+		}
+		if err == nil {
+			err = st.maintain(st.ctx)
+		}
+		if err != nil {
+			st.fail(fmt.Errorf("store: pack: %w", err))
+			return
+		}
+	}
+}
+
+// packItem is a block of a batch on its way into a segment.
+type packItem struct {
+	v      *Volume
+	lba    uint64
+	unit   uint64
+	data   []byte
+	skip   bool // overwritten by what is durable too
+	place  loc  // of a duplicate
+	same   int  // index+1 of an equal block before it in the batch
+	stored []byte
+}
+
+// packBatch puts one record's entries into the log of segments and into the map.
+func (st *Store) packBatch(ctx context.Context, b *batch) error {
+	items := st.gather(b)
+	fps := st.fingerprint(items)
+	if err := st.findDuplicates(ctx, items, fps); err != nil {
+		return err
+	}
+	st.compress(items)
+	next, unit := 0, b.base
+	for i := range b.ops {
+		o, v := &b.ops[i], b.vols[i]
+		if o.kind == opWrite {
+			for range o.count {
+				if it := &items[next]; !it.skip {
+					if err := st.place(ctx, items, it, fps, next, position{b.seq, unit}); err != nil {
+						return err
+					}
+				}
+				st.settle(v, &items[next], b)
+				next++
+				unit++
+			}
+			continue
+		}
+		if err := st.roomFor(ctx, 0, 64+len(o.data), position{b.seq, unit}); err != nil {
+			return err
+		}
+		st.mu.Lock()
+		st.applyOp(v, o, b, unit)
+		st.mu.Unlock()
+		unit++
+	}
+	st.mu.Lock()
+	st.queue = st.queue[1:]
+	st.packed = position{b.seq + 1, 0}
+	st.buffered -= b.memory
+	if st.open == nil && len(st.inMemory) == 0 {
+		st.sealedTo = st.packed // nothing of it was worth a segment
+	}
+	st.notify()
+	st.mu.Unlock()
+	return nil
+}
+
+// gather lists the blocks of b, marking those that a durable write has overwritten since. (One
+// that is not durable may be lost, and then the older block must be there.)
+func (st *Store) gather(b *batch) []packItem {
+	items := make([]packItem, 0, b.payload/BlockBytes)
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	unit := b.base
+	for i := range b.ops {
+		o := &b.ops[i]
+		if o.kind != opWrite {
+			unit++
+			continue
+		}
+		for k := range o.count {
+			it := packItem{v: b.vols[i], lba: o.lba + k, unit: unit, data: o.data[k*BlockBytes : (k+1)*BlockBytes]}
+			if p := it.v.newest(it.lba); p != nil && p.b.durable && (p.b != b || p.unit != unit) {
+				it.skip = true
+			}
+			items = append(items, it)
+			unit++
+		}
+	}
+	return items
+}
+
+// parallel calls f for parts of 0…n-1 on the workers, and returns when all are done.
+func (st *Store) parallel(n int, f func(lo, hi int)) {
+	workers := min(st.opt.Workers, (n+15)/16)
+	if workers <= 1 {
+		f(0, n)
+		return
+	}
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() { f(w*n/workers, (w+1)*n/workers) })
+	}
+	wg.Wait()
+}
+
+func (st *Store) fingerprint(items []packItem) []dedup.Fingerprint {
+	fps := make([]dedup.Fingerprint, len(items))
+	blocks := make([][]byte, len(items))
+	for i := range items {
+		blocks[i] = items[i].data
+	}
+	st.parallel(len(items), func(lo, hi int) { st.hasher.Sum(fps[lo:hi], blocks[lo:hi]) })
+	return fps
+}
+
+// findDuplicates looks every block up, in the batch and in the index, and verifies each hit of
+// the index against the fingerprint in the segment's table.
+func (st *Store) findDuplicates(ctx context.Context, items []packItem, fps []dedup.Fingerprint) error {
+	seen := make(map[dedup.Fingerprint]int, len(items))
+	for i := range items {
+		if items[i].skip {
+			continue
+		}
+		if first, ok := seen[fps[i]]; ok {
+			items[i].same = first + 1
+			continue
+		}
+		seen[fps[i]] = i
+		ref, ok := st.index.Lookup(&fps[i])
+		if !ok || !st.usable(ref.Segment) {
+			continue
+		}
+		slots, err := st.table(ctx, ref.Segment)
+		if err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			// The block is at hand: storing it again is safer than depending on a table
+			// that could not be read.
+			st.opt.Logger.Warn("table not readable; storing a block again", "segment", ref.Segment, "err", err)
+			continue
+		}
+		if int(ref.Slot) < len(slots) && slots[ref.Slot].fp == fps[i] {
+			s := &slots[ref.Slot]
+			items[i].place = makeLoc(ref.Segment, int(s.off), int(s.len))
+		}
+	}
+	return nil
+}
+
+// usable says whether new references to segment n may be made.
+func (st *Store) usable(n uint32) bool {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	s := st.segs[n]
+	return s != nil && !s.condemned
+}
+
+func (st *Store) compress(items []packItem) {
+	st.parallel(len(items), func(lo, hi int) {
+		scratch := make([]byte, encodeScratch)
+		for i := lo; i < hi; i++ {
+			if it := &items[i]; !it.skip && it.place == 0 && it.same == 0 {
+				n := encodeBlock(scratch, it.data)
+				it.stored = append([]byte(nil), scratch[:n]...)
+			}
+		}
+	})
+}
+
+// place stores item number i, or refers to where it is stored. before is the item's position.
+func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps []dedup.Fingerprint, i int, before position) error {
+	if it.same > 0 {
+		it.place = items[it.same-1].place
+	}
+	if err := st.roomFor(ctx, len(it.stored), 64, before); err != nil {
+		return err
+	}
+	b := st.open
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	was := b.used()
+	if it.stored == nil {
+		b.log.ref(it.v.id, it.lba, it.place)
+		st.counters.duplicates++
+	} else {
+		it.place = b.append(it.stored, fps[i])
+		b.log.store(it.v.id, it.lba, it.place)
+		st.index.Insert(&fps[i], dedup.Ref{Segment: b.number, Slot: uint16(len(b.slots) - 1)})
+		st.counters.uniques++
+		b.info.share(it.v.id).slots++
+		it.v.slots++
+	}
+	st.charge(b, it.v, b.used()-was)
+	st.point(it.v, it.lba, it.place)
+	it.stored = nil
+	return nil
+}
+
+// append puts a stored block behind the last one, and says where.
+func (b *builder) append(stored []byte, fp dedup.Fingerprint) loc {
+	copy(b.buf[b.fill:], stored)
+	sealBlock(b.number, b.fill, b.buf[b.fill:b.fill+len(stored)])
+	l := makeLoc(b.number, b.fill, len(stored))
+	b.slots = append(b.slots, slot{fp: fp, off: uint32(b.fill), len: uint16(len(stored))})
+	b.fill += len(stored)
+	b.info.slots++
+	return l
+}
+
+// charge books n bytes of the open segment to v. mu is held.
+func (st *Store) charge(b *builder, v *Volume, n int) {
+	b.info.bytes += uint32(n)
+	b.info.share(v.id).bytes += uint32(n)
+	v.bytes += int64(n)
+}
+
+// point makes l the place of a block. mu is held.
+func (st *Store) point(v *Volume, lba uint64, l loc) {
+	pages := v.m.pages
+	old := v.m.set(lba, l)
+	st.mapPages += v.m.pages - pages
+	st.release(old)
+	if s := st.segs[l.segment()]; s != nil {
+		s.live++
+	}
+}
+
+// release takes a reference away. mu is held.
+func (st *Store) release(old loc) {
+	if old != 0 {
+		if s := st.segs[old.segment()]; s != nil {
+			s.live--
+		}
+	}
+}
+
+// settle ends the pending life of a block that is in the map now, or was overwritten.
+func (st *Store) settle(v *Volume, it *packItem, b *batch) {
+	st.mu.Lock()
+	if p := v.dirty[it.lba]; p != nil && p.b == b && p.unit == it.unit {
+		delete(v.dirty, it.lba)
+	}
+	st.mu.Unlock()
+	it.data = nil
+}
+
+// applyOp puts an op that is not opWrite into the segment's log and the map. mu is held.
+func (st *Store) applyOp(v *Volume, o *op, b *batch, unit uint64) {
+	l := &st.open.log
+	was := st.open.used()
+	switch o.kind {
+	case opZero:
+		l.zero(v.id, o.lba, o.count)
+		st.applyZero(v, o.lba, o.count)
+		if o.count <= smallZero {
+			for lba := o.lba; lba < o.lba+o.count; lba++ {
+				if p := v.dirty[lba]; p != nil && p.b == b && p.unit == unit {
+					delete(v.dirty, lba)
+				}
+			}
+			break
+		}
+		for i, z := range v.zeros {
+			if z.b == b && z.unit == unit {
+				v.zeros = append(v.zeros[:i], v.zeros[i+1:]...)
+				st.zeroRanges--
+				break
+			}
+		}
+	case opCreate:
+		l.volume(logCreate, v.id, 0, v.describe())
+		v.created = true
+	case opDelete:
+		l.volume(logDelete, v.id, 0, nil)
+		st.applyDelete(v)
+	case opResize:
+		l.volume(logResize, v.id, o.lba, nil)
+		v.applied = int64(o.lba)
+	}
+	st.charge(st.open, v, st.open.used()-was)
+}
+
+func (st *Store) applyZero(v *Volume, lba, n uint64) {
+	pages := v.m.pages
+	v.m.zero(lba, n, st.release)
+	st.mapPages += v.m.pages - pages
+}
+
+func (st *Store) applyDelete(v *Volume) {
+	v.m.each(func(_ uint64, p *page) {
+		for _, l := range p {
+			st.release(l)
+		}
+	})
+	st.mapPages -= v.m.pages
+	st.zeroRanges -= len(v.zeros)
+	v.m, v.dirty, v.zeros = blockMap{}, map[uint64]*pending{}, nil
+	v.created, v.deleted = false, true
+	delete(st.volumes, v.id)
+}
+
+// roomFor makes sure that the open segment takes n bytes of block and entry bytes of log, sealing
+// it and opening the next if not. before is the position that is not yet in it.
+func (st *Store) roomFor(ctx context.Context, n, entry int, before position) error {
+	if st.open != nil && st.open.fits(n, entry) {
+		return nil
+	}
+	if st.open != nil {
+		st.open.cover = before
+		if err := st.seal(ctx); err != nil {
+			return err
+		}
+	}
+	number, err := st.allocate(ctx)
+	if err != nil {
+		return err
+	}
+	b := &builder{number: number, prev: st.lastSegment, buf: segmentBuffers.Get().([]byte), info: &segment{bytes: BlockBytes}}
+	clear(b.buf)
+	st.lastSegment = number
+	st.mu.Lock()
+	st.segs[number], st.inMemory[number] = b.info, b
+	st.mu.Unlock()
+	st.open = b
+	return nil
+}
+
+// allocate takes the next segment number, reserving more of them on the journal LUN as needed.
+func (st *Store) allocate(ctx context.Context) (uint32, error) {
+	n := st.nextSegment
+	if n >= maxSegments || int64(n+1)*SegmentBytes > st.opt.Segments.Size() {
+		return 0, fmt.Errorf("segment number %d: the segment LUN's numbers are used up", n)
+	}
+	if n >= st.reserved {
+		reserve := uint32(min(n+reserveStep, maxSegments))
+		if err := st.writeSuper(ctx, func(s *superblock) { s.reserved = reserve }); err != nil {
+			return 0, err
+		}
+		st.reserved = reserve
+	}
+	st.nextSegment++
+	return n, nil
+}

@@ -1,0 +1,192 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ledge-storage/ledge/target"
+)
+
+// The path of a read, in this order, for each block:
+//
+//  1. the dirty map: what is in no segment yet (after waiting until it is durable);
+//  2. the map, and there a segment that is in memory still;
+//  3. the line cache in RAM, the flash cache, the segment LUN (lines.go), a line at a time;
+//  4. the block's checksum, which covers its address; then it is decoded.
+//
+// A block whose line fails the checksum is read again from the LUN, past the caches; then the map is
+// asked again, because the cleaner may have moved the block and freed the segment meanwhile.
+
+// where is what step 1 and 2 found out about a block.
+type where struct {
+	lba   uint64
+	place loc    // on the LUN; zero: done
+	wait  *batch // not durable yet
+}
+
+// Read fills dst, whole blocks, from block lba on.
+func (v *Volume) Read(ctx context.Context, lba uint64, dst []byte) error {
+	return v.read(ctx, lba, dst, true)
+}
+
+// ReadStaged is Read for who goes on to stage a write of what was read: it doesn't wait for
+// writes that are staged and not durable, because what follows comes after them in the log.
+func (v *Volume) ReadStaged(ctx context.Context, lba uint64, dst []byte) error {
+	return v.read(ctx, lba, dst, false)
+}
+
+func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool) error {
+	st, n := v.st, uint64(len(dst)/BlockBytes)
+	if len(dst)%BlockBytes != 0 {
+		return fmt.Errorf("store: read of %d bytes: %w", len(dst), target.ErrAlignment)
+	}
+	st.mu.RLock()
+	err := st.err
+	switch blocks := uint64(v.size) / BlockBytes; {
+	case err != nil:
+	case v.deleted:
+		err = fmt.Errorf("store: volume %s is deleted: %w", v.name, target.ErrUnavailable)
+	case lba > blocks || n > blocks-lba:
+		err = fmt.Errorf("store: volume %s: blocks %d+%d of %d: %w", v.name, lba, n, blocks, target.ErrRange)
+	}
+	st.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	var far []where
+	for i := range n {
+		w, err := v.near(lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
+		for err == nil && w.wait != nil {
+			if err = (&Ticket{batches: []*batch{w.wait}}).Wait(ctx); err == nil {
+				w, err = v.near(lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if w.place != 0 {
+			far = append(far, w)
+		}
+	}
+	if len(far) == 0 {
+		return nil
+	}
+	return v.readFar(ctx, lba, dst, far)
+}
+
+// near is steps 1 and 2: it fills dst, or says where the block is.
+func (v *Volume) near(lba uint64, dst []byte, durable bool) (where, error) {
+	st := v.st
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	if p := v.newest(lba); p != nil {
+		if durable && !p.b.durable {
+			return where{wait: p.b}, nil
+		}
+		if p.data == nil {
+			clear(dst)
+		} else {
+			copy(dst, p.data)
+		}
+		return where{}, nil
+	}
+	l := v.m.get(lba)
+	if l == 0 {
+		clear(dst)
+		return where{}, nil
+	}
+	if b := st.inMemory[l.segment()]; b != nil {
+		return where{}, decodeBlock(l, dst, b.buf[l.off():l.off()+l.len()])
+	}
+	return where{lba: lba, place: l}, nil
+}
+
+// readFar is steps 3 and 4 for the blocks that are on the LUN.
+func (v *Volume) readFar(ctx context.Context, lba uint64, dst []byte, far []where) error {
+	lines, err := v.st.fetch(ctx, far)
+	if err != nil {
+		return err
+	}
+	defer v.st.lines.done(lines)
+	for _, w := range far {
+		p := dst[(w.lba-lba)*BlockBytes : (w.lba-lba+1)*BlockBytes]
+		if decodeBlock(w.place, p, lines.block(w.place)) == nil {
+			continue
+		}
+		if err := v.readAgain(ctx, w, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readAgain is for a block whose content was not what it should be.
+func (v *Volume) readAgain(ctx context.Context, w where, dst []byte) error {
+	st := v.st
+	for range 8 { // the block may move again while it is read
+		err := st.readBlock(ctx, w.place, dst)
+		if err == nil {
+			st.mu.Lock()
+			st.counters.badLines++
+			st.mu.Unlock()
+			st.lines.drop(lineOf(w.place))
+			st.lines.drop(lineOf(w.place).next())
+			return nil
+		}
+		if !errors.Is(err, ErrCorrupt) {
+			return err
+		}
+		now, nearErr := v.near(w.lba, dst, true)
+		if nearErr != nil || now.wait != nil {
+			return errors.Join(nearErr, err)
+		}
+		if now.place == 0 {
+			return nil
+		}
+		if now.place == w.place {
+			st.mu.Lock()
+			st.counters.badBlocks++
+			st.mu.Unlock()
+			st.opt.Logger.Error("block not readable", "volume", v.name, "block", w.lba, "err", err)
+			return fmt.Errorf("store: volume %s block %d: %w: %w", v.name, w.lba, err, target.ErrMediumRead)
+		}
+		w = now
+	}
+	return fmt.Errorf("store: volume %s block %d moves faster than it is read: %w", v.name, w.lba, target.ErrBusy)
+}
+
+// readBlock reads one block from the segment LUN, past all caches.
+func (st *Store) readBlock(ctx context.Context, l loc, dst []byte) error {
+	p, err := st.readStored(ctx, l)
+	if err != nil {
+		return err
+	}
+	return decodeBlock(l, dst, p)
+}
+
+func (st *Store) readStored(ctx context.Context, l loc) ([]byte, error) {
+	from := l.off() / BlockBytes * BlockBytes
+	p := make([]byte, roundUp(l.off()+l.len(), BlockBytes)-from)
+	if err := st.opt.Segments.ReadAt(ctx, p, int64(l.segment())*SegmentBytes+int64(from)); err != nil {
+		return nil, fmt.Errorf("store: read segment %d at %d: %w", l.segment(), from, err)
+	}
+	return p[l.off()-from : l.off()-from+l.len()], nil
+}
+
+// Mapped tells whether block lba holds data, and for how many blocks, most at most, that stays so.
+func (v *Volume) Mapped(lba, most uint64) (mapped bool, n uint64) {
+	const atOnce = 4096 // blocks looked at with the lock held
+	v.st.mu.RLock()
+	defer v.st.mu.RUnlock()
+	is := func(lba uint64) bool {
+		if p := v.newest(lba); p != nil {
+			return p.data != nil
+		}
+		return v.m.get(lba) != 0
+	}
+	mapped = is(lba)
+	for n = 1; n < min(most, atOnce) && is(lba+n) == mapped; n++ {
+	}
+	return mapped, n
+}

@@ -1,0 +1,154 @@
+package store
+
+import (
+	"fmt"
+)
+
+// opKind is what an entry of a record, or of a segment's log, does. Numbers are never reused.
+type opKind uint8
+
+const (
+	opWrite  opKind = 1 // count blocks of data from lba on
+	opZero   opKind = 2 // count blocks from lba on read as zeros
+	opCreate opKind = 3 // a volume; payload: one block with its description
+	opDelete opKind = 4 // the volume
+	opResize opKind = 5 // the volume, to lba bytes
+)
+
+// op is one entry: data is a view of the payload (opWrite: count blocks; opCreate: a description).
+type op struct {
+	kind  opKind
+	vol   uint32
+	lba   uint64
+	count uint64
+	data  []byte
+}
+
+// units is how many positions the op takes in the log.
+func (o *op) units() uint64 {
+	if o.kind == opWrite {
+		return o.count
+	}
+	return 1
+}
+
+// payload is how many bytes the op adds to a record beside its entry.
+func (o *op) payload() int {
+	switch o.kind {
+	case opWrite:
+		return int(o.count) * BlockBytes
+	case opCreate:
+		return BlockBytes
+	}
+	return 0
+}
+
+const (
+	recordMagic  = "LEDGEJR1"
+	recordHeader = 64
+	entryBytes   = 24
+	maxEntries   = 1000
+)
+
+// record is one write to the ring. A pad has no entries, and fills the end of the ring that is
+// too short for the next record: only its first block is written.
+type record struct {
+	uuid    [16]byte
+	epoch   uint64
+	seq     uint64
+	advance uint64 // bytes from this record to the next
+	ops     []op
+}
+
+// recordBytes is the length of a record with entries entries and payload bytes of payload.
+func recordBytes(entries, payload int) int {
+	return roundUp(recordHeader+entries*entryBytes, BlockBytes) + payload
+}
+
+// encode appends nothing: it fills p, which must have the record's length.
+func (r *record) encode(p []byte) {
+	at := roundUp(recordHeader+len(r.ops)*entryBytes, BlockBytes)
+	clear(p[:at])
+	copy(p, recordMagic)
+	le.PutUint32(p[12:], uint32(len(p)))
+	copy(p[16:], r.uuid[:])
+	le.PutUint64(p[32:], r.epoch)
+	le.PutUint64(p[40:], r.seq)
+	le.PutUint32(p[48:], uint32(len(r.ops)))
+	le.PutUint64(p[56:], r.advance)
+	for i := range r.ops {
+		o, e := &r.ops[i], p[recordHeader+i*entryBytes:]
+		e[0] = byte(o.kind)
+		le.PutUint32(e[4:], o.vol)
+		le.PutUint64(e[8:], o.lba)
+		le.PutUint64(e[16:], o.count)
+		n := o.payload()
+		clear(p[at+copy(p[at:at+n], o.data) : at+n])
+		at += n
+	}
+	le.PutUint32(p[8:], crc(p[12:]))
+}
+
+// recordLength tells from a record's first block how many bytes must be read to decode it.
+func recordLength(p []byte) (int, error) {
+	if len(p) < BlockBytes || string(p[:8]) != recordMagic {
+		return 0, fmt.Errorf("record: %w", ErrCorrupt)
+	}
+	n := int(le.Uint32(p[12:]))
+	if n < BlockBytes || n%BlockBytes != 0 || n > maxRecordBytes {
+		return 0, fmt.Errorf("record of %d bytes: %w", n, ErrCorrupt)
+	}
+	return n, nil
+}
+
+// decodeRecord checks p, which is the whole record; the ops' data are views of it.
+func decodeRecord(p []byte) (record, error) {
+	var r record
+	n, err := recordLength(p)
+	if err != nil {
+		return r, err
+	}
+	if n != len(p) || le.Uint32(p[8:]) != crc(p[12:]) {
+		return r, fmt.Errorf("record checksum: %w", ErrCorrupt)
+	}
+	copy(r.uuid[:], p[16:])
+	r.epoch, r.seq, r.advance = le.Uint64(p[32:]), le.Uint64(p[40:]), le.Uint64(p[56:])
+	entries := int(le.Uint32(p[48:]))
+	if entries > maxEntries || le.Uint32(p[52:]) != 0 || r.advance%BlockBytes != 0 || r.advance < uint64(n) || r.advance > 1<<50 ||
+		entries > 0 && r.advance != uint64(n) {
+		return r, fmt.Errorf("record header: %w", ErrCorrupt)
+	}
+	at := roundUp(recordHeader+entries*entryBytes, BlockBytes)
+	if at > n {
+		return r, fmt.Errorf("record entries: %w", ErrCorrupt)
+	}
+	r.ops = make([]op, entries)
+	for i := range r.ops {
+		e := p[recordHeader+i*entryBytes:]
+		o := op{kind: opKind(e[0]), vol: le.Uint32(e[4:]), lba: le.Uint64(e[8:]), count: le.Uint64(e[16:])}
+		if !o.sane() || e[1]|e[2]|e[3] != 0 || o.kind == opWrite && o.count > uint64(n)/BlockBytes || at+o.payload() > n {
+			return r, fmt.Errorf("record entry %d: %w", i, ErrCorrupt)
+		}
+		o.data = p[at : at+o.payload()]
+		at += o.payload()
+		r.ops[i] = o
+	}
+	if at != n {
+		return r, fmt.Errorf("record length: %w", ErrCorrupt)
+	}
+	return r, nil
+}
+
+// sane says whether the op's fields are within the limits of the format.
+func (o *op) sane() bool {
+	const most = MaxVolume / BlockBytes
+	switch o.kind {
+	case opWrite, opZero:
+		return o.vol != 0 && o.count > 0 && o.lba <= most && o.count <= most && o.lba+o.count <= most
+	case opCreate, opDelete:
+		return o.vol != 0 && o.lba == 0 && o.count == 0
+	case opResize:
+		return o.vol != 0 && o.lba <= MaxVolume && o.lba%BlockBytes == 0 && o.count == 0
+	}
+	return false
+}

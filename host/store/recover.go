@@ -1,0 +1,391 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Recovery, on any host, in this order:
+//
+//  1. the superblock with a new epoch and fresh segment numbers: an old host that still runs meets
+//     the epoch at its next superblock, and its late segment writes hit numbers that are not used;
+//  2. the checkpoint;
+//  3. the data segments written after it, in the log's order: each names its predecessor, and the
+//     first that is missing or torn ends the log;
+//  4. the records from the superblock's place on that are in no segment, up to the first that is missing;
+//  5. all that was found is packed and a checkpoint written. Only then does the ring begin anew, behind
+//     where writes of the dead host may still land, and only with records of the new epoch.
+//
+// A crash at any point repeats this from the same superblock contents, or finds them complete.
+func (st *Store) recover(ctx context.Context) error {
+	old := st.super
+	reserve := uint32(min(old.reserved+reserveStep, maxSegments))
+	if err := st.writeSuper(ctx, func(s *superblock) { s.epoch++; s.reserved = reserve }); err != nil {
+		return err
+	}
+	st.epoch, st.reserved, st.nextSegment, st.recovering = old.epoch+1, reserve, old.reserved, true
+	if err := st.loadCheckpoint(ctx, &old); err != nil {
+		return err
+	}
+	applied, err := st.replaySegments(ctx, max(old.ckptFrom+old.ckptSegs, 1), old.reserved)
+	if err != nil {
+		return err
+	}
+	if err := st.replayJournal(ctx, &old); err != nil {
+		return err
+	}
+	st.wg.Go(st.packLoop)
+	st.wg.Go(st.sealLoop)
+	if applied > 0 || len(st.queue) > 0 {
+		err = st.checkpoint(ctx)
+	} else {
+		if err = st.writeSuper(ctx, func(s *superblock) { st.journalStart(s) }); err == nil {
+			err = st.free(ctx, st.condemned)
+		}
+		st.condemned = nil
+	}
+	if err != nil {
+		return fmt.Errorf("store: recover: %w", err)
+	}
+	st.mu.Lock()
+	st.recovering = false
+	st.mu.Unlock()
+	st.wg.Go(st.journalLoop)
+	st.wg.Go(st.warmIndex)
+	return nil
+}
+
+// loadCheckpoint makes the checkpoint that the superblock names the state.
+func (st *Store) loadCheckpoint(ctx context.Context, s *superblock) error {
+	got := state{nextVol: 1, volumes: st.volumes, segs: st.segs}
+	buf := make([]byte, SegmentBytes)
+	for i := range s.ckptSegs {
+		n := s.ckptFrom + i
+		if err := st.opt.Segments.ReadAt(ctx, buf[trailerOffset:], int64(n)*SegmentBytes+trailerOffset); err != nil {
+			return fmt.Errorf("store: read checkpoint segment %d: %w", n, err)
+		}
+		t, err := st.checkTrailer(n, buf[trailerOffset:])
+		if err != nil {
+			return err
+		}
+		if t.kind != kindCheckpoint || t.ckptID != s.ckptID || t.index != i {
+			return fmt.Errorf("store: segment %d is not part %d of checkpoint %d: %w", n, i, s.ckptID, ErrCorrupt)
+		}
+		if p := buf[:roundUp(int(t.payload), BlockBytes)]; len(p) > 0 {
+			if err := st.opt.Segments.ReadAt(ctx, p, int64(n)*SegmentBytes); err != nil {
+				return fmt.Errorf("store: read checkpoint segment %d: %w", n, err)
+			}
+		}
+		if crc(buf[:t.payload]) != t.content {
+			return fmt.Errorf("store: content of checkpoint segment %d: %w", n, ErrCorrupt)
+		}
+		if err := got.decodeItems(buf[:t.payload]); err != nil {
+			return fmt.Errorf("store: checkpoint segment %d: %w", n, err)
+		}
+		st.ckptBytes += int64(t.payload) + BlockBytes
+	}
+	if s.ckptSegs > 0 && !got.end {
+		return fmt.Errorf("store: checkpoint %d has no end: %w", s.ckptID, ErrCorrupt)
+	}
+	st.nextVol, st.lastSegment, st.packed, st.sealedTo, st.condemned = got.nextVol, got.lastSegment, got.cover, got.cover, got.free
+	st.ckptID, st.ckptFirst, st.ckptSegments = s.ckptID, s.ckptFrom, int(s.ckptSegs)
+	for _, v := range st.volumes {
+		v.st = st
+		st.byName[v.name] = v
+		st.mapPages += v.m.pages
+		var missing loc
+		v.m.each(func(_ uint64, p *page) {
+			for _, l := range p {
+				if l == 0 {
+					continue
+				}
+				if g := st.segs[l.segment()]; g != nil {
+					g.live++
+				} else {
+					missing = l
+				}
+			}
+		})
+		if missing != 0 {
+			return fmt.Errorf("store: the map of volume %s names segment %d, which is none: %w", v.name, missing.segment(), ErrCorrupt)
+		}
+	}
+	for _, g := range st.segs {
+		for _, sh := range g.shares {
+			if v := st.volumes[sh.vol]; v != nil {
+				v.slots += int64(sh.slots)
+				v.bytes += int64(sh.bytes)
+			}
+		}
+	}
+	return nil
+}
+
+// replaySegments applies the data segments from number first up to end that follow the checkpoint
+// in the log. All others there are of no use: their numbers were taken and never completed.
+func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied int, err error) {
+	const window = 16
+	for ; first < end; first += window {
+		found := make([]*found, min(window, end-first))
+		var g errgroup.Group
+		for i := range found {
+			g.Go(func() (err error) {
+				found[i], err = st.readFound(ctx, first+uint32(i))
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return applied, err
+		}
+		for i, f := range found {
+			n := first + uint32(i)
+			if f == nil || f.t.prev != st.lastSegment {
+				st.condemned = append(st.condemned, n)
+				continue
+			}
+			if err := st.applySegment(n, f); err != nil {
+				return applied, err
+			}
+			st.lastSegment, st.packed, st.sealedTo = n, f.t.cover, f.t.cover
+			applied++
+		}
+	}
+	return applied, nil
+}
+
+// found is a data segment that is whole.
+type found struct {
+	t     trailer
+	slots []slot
+	log   []byte
+}
+
+// readFound returns nil where segment n is not, or not whole.
+func (st *Store) readFound(ctx context.Context, n uint32) (*found, error) {
+	p := make([]byte, BlockBytes)
+	end := int64(n+1) * SegmentBytes
+	if err := st.opt.Segments.ReadAt(ctx, p, end-BlockBytes); err != nil {
+		return nil, fmt.Errorf("store: look for segment %d: %w", n, err)
+	}
+	if t, err := st.checkTrailer(n, p); err != nil || t.kind != kindData {
+		return nil, nil
+	}
+	stripe := make([]byte, StripeBytes)
+	if err := st.opt.Segments.ReadAt(ctx, stripe, end-StripeBytes); err != nil {
+		return nil, fmt.Errorf("store: read segment %d: %w", n, err)
+	}
+	t, slots, log, err := st.readTable(ctx, n)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return nil, err
+	}
+	if err != nil || crc(stripe[:StripeBytes-BlockBytes]) != t.stripe {
+		return nil, nil // torn: the host stopped while it wrote this one
+	}
+	return &found{t, slots, log}, nil
+}
+
+// applySegment does to the state what the packer did when it filled segment n.
+func (st *Store) applySegment(n uint32, f *found) error {
+	info := &segment{slots: f.t.slots, bytes: f.t.payload + f.t.slots*slotBytes + f.t.log + BlockBytes}
+	st.segs[n] = info
+	taken := map[loc]bool{}
+	return decodeLog(n, f.slots, f.log, func(c *change) error {
+		v := st.volumes[c.vol]
+		if (v == nil) != (c.kind == logCreate) {
+			return fmt.Errorf("store: segment %d: entry of kind %d for volume %d: %w", n, c.kind, c.vol, ErrCorrupt)
+		}
+		for _, l := range c.places {
+			if c.kind != logMove && st.segs[l.segment()] == nil {
+				return fmt.Errorf("store: segment %d refers to segment %d, which is none: %w", n, l.segment(), ErrCorrupt)
+			}
+		}
+		cost, slots := 3*len(c.places), 0
+		switch c.kind {
+		case logStore, logRef:
+			for i, l := range c.places {
+				st.point(v, c.lba+uint64(i), l)
+				if c.kind == logStore {
+					cost += l.len() + slotBytes
+					slots++
+				}
+			}
+		case logMove:
+			if to := c.places[1]; v.m.get(c.lba) == c.places[0] && to.segment() == n {
+				st.point(v, c.lba, to)
+				if !taken[to] {
+					taken[to] = true
+					cost += to.len() + slotBytes
+					slots++
+				}
+			}
+		case logZero:
+			st.applyZero(v, c.lba, c.n)
+		case logCreate:
+			d, err := parseDescription(c.describe)
+			if err != nil {
+				return fmt.Errorf("store: segment %d: %w", n, err)
+			}
+			d.created = true
+			st.adopt(c.vol, &d)
+			return nil
+		case logDelete:
+			delete(st.byName, v.name)
+			st.applyDelete(v)
+			return nil
+		case logResize:
+			v.size, v.applied = int64(c.n), int64(c.n)
+		}
+		sh := info.share(v.id)
+		sh.slots += uint32(slots)
+		sh.bytes += uint32(cost)
+		v.slots += int64(slots)
+		v.bytes += int64(cost)
+		return nil
+	})
+}
+
+// adopt makes v a volume of the store.
+func (st *Store) adopt(id uint32, v *Volume) {
+	v.st, v.id, v.dirty = st, id, map[uint64]*pending{}
+	st.volumes[id], st.byName[v.name] = v, v
+	st.nextVol = max(st.nextVol, id+1)
+}
+
+// replayJournal queues the records that no segment holds, for the packer.
+func (st *Store) replayJournal(ctx context.Context, s *superblock) error {
+	r := ringReader{st: st, at: s.jStart}
+	seq := s.jSeq
+	for s.jEpoch > 0 && r.passed < st.ringSize {
+		rec, err := r.next(ctx)
+		if err != nil {
+			return err
+		}
+		if rec == nil || rec.uuid != st.uuid || rec.epoch != s.jEpoch || rec.seq != seq {
+			break
+		}
+		if len(rec.ops) > 0 {
+			if err := st.replayRecord(rec); err != nil {
+				return err
+			}
+			seq++
+		}
+		r.skip(rec.advance)
+	}
+	st.current = newBatch(max(seq, st.packed.seq+1))
+	// Writes of the dead host that were on their way may land behind the last record still.
+	gap := uint64(journalPipeline * recordBytes(maxEntries, st.opt.RecordBytes))
+	st.head = (r.at + gap) % st.ringSize
+	st.tail = st.head
+	return nil
+}
+
+// replayRecord stages what of a record is in no segment.
+func (st *Store) replayRecord(rec *record) error {
+	b := newBatch(rec.seq)
+	b.durable = true
+	close(b.done)
+	for _, o := range rec.ops {
+		if before := (position{rec.seq, b.units}); before.less(st.packed) {
+			skip := o.units()
+			if rec.seq == st.packed.seq {
+				skip = min(skip, st.packed.unit-b.units)
+			}
+			b.units += skip
+			b.base = b.units
+			if skip == o.units() {
+				continue
+			}
+			o.lba, o.count, o.data = o.lba+skip, o.count-skip, o.data[skip*BlockBytes:]
+		}
+		v := st.volumes[o.vol]
+		switch {
+		case o.kind == opCreate:
+			d, err := parseDescription(o.data)
+			if err != nil || v != nil || st.byName[d.name] != nil {
+				return fmt.Errorf("store: record %d creates volume %d: %w", rec.seq, o.vol, ErrCorrupt)
+			}
+			v = &d
+			st.adopt(o.vol, v)
+		case v == nil || v.deleted:
+			return fmt.Errorf("store: record %d: volume %d: %w", rec.seq, o.vol, ErrCorrupt)
+		case o.kind == opDelete:
+			v.deleted = true
+			delete(st.byName, v.name)
+		case o.kind == opResize:
+			v.size = int64(o.lba)
+		}
+		st.stage(b, v, o)
+	}
+	if len(b.ops) > 0 {
+		st.queue = append(st.queue, b)
+	}
+	return nil
+}
+
+// ringReader reads records one behind the other, many at a time.
+type ringReader struct {
+	st     *Store
+	at     uint64 // in the ring
+	passed uint64
+	buf    []byte
+	from   uint64 // buf[0] is here in the ring
+}
+
+const ringWindow = 4 << 20
+
+// view returns n bytes at the reader's place, or nil where the ring ends before.
+func (r *ringReader) view(ctx context.Context, n uint64) ([]byte, error) {
+	if r.at+n > r.st.ringSize {
+		return nil, nil
+	}
+	if r.at < r.from || r.at+n > r.from+uint64(len(r.buf)) {
+		r.buf, r.from = make([]byte, min(max(n, ringWindow), r.st.ringSize-r.at)), r.at
+		if err := r.st.opt.Journal.ReadAt(ctx, r.buf, ringOffset+int64(r.at)); err != nil {
+			return nil, fmt.Errorf("store: read journal at %d: %w", r.at, err)
+		}
+	}
+	return r.buf[r.at-r.from : r.at-r.from+n], nil
+}
+
+// next decodes the record at the reader's place; nil where there is none.
+func (r *ringReader) next(ctx context.Context) (*record, error) {
+	p, err := r.view(ctx, BlockBytes)
+	if err != nil || p == nil {
+		return nil, err
+	}
+	n, err := recordLength(p)
+	if err != nil {
+		return nil, nil
+	}
+	if p, err = r.view(ctx, uint64(n)); err != nil || p == nil {
+		return nil, err
+	}
+	rec, err := decodeRecord(p)
+	if err != nil {
+		return nil, nil // torn: it was never acknowledged
+	}
+	return &rec, nil
+}
+
+func (r *ringReader) skip(n uint64) {
+	r.at = (r.at + n) % r.st.ringSize
+	r.passed += n
+}
+
+// warmIndex enters what the segments hold into the index, newest first, until it is full. Until
+// then, duplicates of old blocks may be stored again.
+func (st *Store) warmIndex() {
+	st.mu.RLock()
+	numbers := make([]uint32, 0, len(st.segs))
+	for n := range st.segs {
+		numbers = append(numbers, n)
+	}
+	st.mu.RUnlock()
+	st.warm(numbers)
+	st.mu.Lock()
+	st.indexReady = true
+	st.mu.Unlock()
+}

@@ -1,0 +1,81 @@
+package store
+
+// counters only grow; they begin with the opening of the store. Guarded by Store.mu.
+type counters struct {
+	duplicates, uniques    int64
+	segmentsWritten        int64
+	segmentsFreed          int64
+	blocksMoved            int64
+	checkpoints            int64
+	journalBytes           int64
+	cacheHits, cacheMisses int64
+	badLines, badBlocks    int64
+}
+
+// Stats are figures of the store: what it holds now, and what happened since it was opened.
+type Stats struct {
+	// LogicalBytes: blocks of all volumes that hold data. UniqueBytes: different blocks among them,
+	// as stored, uncompressed; overwritten ones are counted until the cleaner frees them.
+	LogicalBytes, UniqueBytes int64
+	// StoredBytes: bytes in use in segments: blocks, tables, logs, checkpoint, and what is
+	// acknowledged and not packed yet. AllocatedBytes: whole segments on the shelf.
+	StoredBytes, AllocatedBytes int64
+	// PendingBytes are acknowledged and not packed.
+	PendingBytes int64
+	// JournalBytes and JournalUsedBytes are the ring's size and what of it is needed.
+	JournalBytes, JournalUsedBytes int64
+	// DedupRatio is LogicalBytes/UniqueBytes; CompressionRatio UniqueBytes/StoredBytes. 1 when empty.
+	DedupRatio, CompressionRatio float64
+	// CacheHits and CacheMisses count lines that were asked of the flash cache.
+	CacheHits, CacheMisses int64
+	// Segments, MapBytes, IndexEntries: what is in use of the stated limits.
+	Segments     int
+	MapBytes     int64
+	IndexEntries int
+	IndexReady   bool
+	// Since the opening: blocks found stored before, and blocks stored; segments written and
+	// freed; blocks moved by the cleaner; bytes written to the journal; lines that failed a block's checksum
+	// and read well from the shelf; blocks that could not be read.
+	Duplicates, Uniques, SegmentsWritten, SegmentsFreed, BlocksMoved, Checkpoints, JournalWritten, BadLines, BadBlocks int64
+	// Full says that the shelf refused a segment for lack of space, and writes are refused.
+	Full bool
+	// Epoch of this opening, and the fingerprint engine in use.
+	Epoch       uint64
+	Fingerprint string
+}
+
+// Stats returns the figures of now.
+func (st *Store) Stats() Stats {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	c := &st.counters
+	s := Stats{
+		AllocatedBytes: int64(len(st.segs)+st.ckptSegments) * SegmentBytes, StoredBytes: st.ckptBytes,
+		JournalBytes: int64(st.ringSize), JournalUsedBytes: int64(st.head - st.tail),
+		CacheHits: c.cacheHits, CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.mapPages * pageBytes,
+		IndexEntries: st.index.Len(), IndexReady: st.indexReady,
+		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
+		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,
+		Full: st.full, Epoch: st.epoch, Fingerprint: st.hasher.Engine().String(),
+	}
+	for _, g := range st.segs {
+		s.UniqueBytes += int64(g.slots) * BlockBytes
+		s.StoredBytes += int64(g.bytes)
+	}
+	for _, v := range st.volumes {
+		i := v.info()
+		s.LogicalBytes += i.LogicalBytes
+		s.PendingBytes += i.PendingBytes
+	}
+	s.UniqueBytes += s.PendingBytes
+	s.StoredBytes += s.PendingBytes
+	s.DedupRatio, s.CompressionRatio = ratio(s.LogicalBytes, s.UniqueBytes), ratio(s.UniqueBytes, s.StoredBytes)
+	return s
+}
+
+func ratio(a, b int64) float64 {
+	if a == 0 || b == 0 {
+		return 1
+	}
+	return float64(a) / float64(b)
+}

@@ -1,0 +1,359 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+
+	"github.com/ledge-storage/ledge/host/dedup"
+)
+
+var (
+	// ErrForeign: the LUN holds something that is no store of ours, or another store.
+	ErrForeign = errors.New("store: not this store")
+	// ErrVersion: written by a newer program.
+	ErrVersion = errors.New("store: unknown version")
+	// ErrFenced: another host has opened the store since; nothing more may be written.
+	ErrFenced = errors.New("store: opened by another host")
+	// ErrFailed: an error before made the store stop; only opening it again helps.
+	ErrFailed = errors.New("store: failed")
+	// ErrClosed: Close was called.
+	ErrClosed = errors.New("store: closed")
+	// ErrExists, ErrNotFound, ErrName, ErrSize: what is wrong with a request for a volume.
+	ErrExists   = errors.New("store: volume exists")
+	ErrNotFound = errors.New("store: no such volume")
+	ErrName     = errors.New("store: bad volume name")
+	ErrSize     = errors.New("store: bad volume size")
+	// ErrLimit: as many volumes as a store can have.
+	ErrLimit = errors.New("store: too many volumes")
+)
+
+// Options of Open. Journal and Segments are required.
+type Options struct {
+	Journal, Segments Device
+	// Cache is asked before the segment LUN; nil: none.
+	Cache Cache
+	// UUID refuses every other store; zero takes any.
+	UUID [16]byte
+	// CapacityBytes bounds the segments that are allocated; zero: the segment LUN's size.
+	CapacityBytes int64
+	// BufferBytes bounds the data that is acknowledged and not packed; zero: 64 MiB.
+	BufferBytes int64
+	// MapBytes bounds the memory of all maps; zero: 1 GiB, which maps 512 GiB written densely.
+	MapBytes int64
+	// IndexBytes bounds the memory of the dedup index; zero: 64 MiB, which finds 32 GiB of blocks.
+	IndexBytes int64
+	// LineBytes bounds the memory of lines of segments kept for reading; zero: 64 MiB.
+	LineBytes int64
+	// TableBytes bounds the memory of segment tables kept for verifying dedup hits; zero: 64 MiB.
+	TableBytes int64
+	// RecordBytes bounds a journal record's payload; zero: 1 MiB.
+	RecordBytes int
+	// Workers fingerprint and compress; zero: two, or one on a single CPU.
+	Workers int
+	// CheckpointSegments is after how many segments a checkpoint is due; zero: 64, and more when
+	// the map is large, so that checkpoints stay a small part of what is written.
+	CheckpointSegments int
+	Logger             *slog.Logger
+}
+
+const (
+	maxRecordBytes   = 4 << 20
+	journalPipeline  = 4  // records on their way to the journal LUN
+	reserveStep      = 64 // segment numbers reserved by one superblock write
+	mostZeroRanges   = 1024
+	smallZero        = 64 // blocks: shorter zeroed ranges are kept block by block
+	stripesAtOnce    = 4
+	spareSegments    = 8 // kept back for checkpoint and cleaner when capacity runs out
+	linesAtOnce      = 8
+	defaultKeepBytes = 64 << 20
+)
+
+func (o *Options) complete() error {
+	if o.Journal == nil || o.Segments == nil {
+		return errors.New("store: options: Journal and Segments are required")
+	}
+	if o.Cache == nil {
+		o.Cache = noCache{}
+	}
+	for _, d := range []struct {
+		p *int64
+		v int64
+	}{{&o.CapacityBytes, o.Segments.Size()}, {&o.BufferBytes, defaultKeepBytes}, {&o.MapBytes, 1 << 30}, {&o.IndexBytes, defaultKeepBytes},
+		{&o.LineBytes, defaultKeepBytes}, {&o.TableBytes, defaultKeepBytes}} {
+		if *d.p == 0 {
+			*d.p = d.v
+		}
+		if *d.p < 0 {
+			return errors.New("store: options: a negative size")
+		}
+	}
+	if o.RecordBytes == 0 {
+		o.RecordBytes = 1 << 20
+	}
+	if o.RecordBytes < BlockBytes || o.RecordBytes%BlockBytes != 0 || recordBytes(maxEntries, o.RecordBytes) > maxRecordBytes {
+		return fmt.Errorf("store: options: RecordBytes %d", o.RecordBytes)
+	}
+	if need := ringOffset + 4*journalPipeline*int64(recordBytes(maxEntries, o.RecordBytes)); o.Journal.Size() < need {
+		return fmt.Errorf("store: journal LUN of %d bytes; records of %d bytes need %d", o.Journal.Size(), o.RecordBytes, need)
+	}
+	if o.Segments.Size() < 16*SegmentBytes {
+		return fmt.Errorf("store: segment LUN of %d bytes; at least %d are needed", o.Segments.Size(), 16*SegmentBytes)
+	}
+	if o.Workers <= 0 {
+		o.Workers = min(2, runtime.GOMAXPROCS(0))
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Store is an open store. Lock order: superTurn before mu; lines has a lock of its own, a leaf.
+// No lock is held across I/O but superTurn, which is the turn to do that I/O.
+type Store struct {
+	opt    Options
+	hasher *dedup.Hasher
+	index  *dedup.Index
+	lines  *lineCache
+
+	uuid      [16]byte
+	epoch     uint64
+	ringSize  uint64
+	super     superblock    // read and changed by writeSuper only
+	superTurn chan struct{} // one: whose turn it is
+
+	ctx    context.Context // of the goroutines
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	wake   chan struct{} // for the packer: look again
+
+	mu      sync.RWMutex
+	err     error         // why the store stopped; nil while it works
+	closed  bool          // no new requests
+	changed chan struct{} // closed and replaced when something waited for may have come
+	waiters int
+
+	volumes map[uint32]*Volume
+	byName  map[string]*Volume
+	nextVol uint32
+
+	// Journal: records not yet needless, oldest first; the ring in bytes that only grow.
+	current    *batch
+	inflight   []*batch // being written, in order
+	queue      []*batch // durable, not packed
+	records    []ringRecord
+	head, tail uint64
+	buffered   int64 // bytes staged and not packed
+	zeroRanges int
+	packed     position // everything before is in the map
+	sealedTo   position // everything before is in durable segments
+
+	// Segments.
+	segs         map[uint32]*segment
+	inMemory     map[uint32]*builder // open, and on their way to the LUN
+	sealing      int
+	full         bool // the last segment write found no space
+	mapPages     int64
+	ckptSegments int // of the checkpoint that counts
+	ckptBytes    int64
+	needed       *checkpointCall // wanted checkpoint
+	counters     counters
+	indexReady   bool
+	recovering   bool
+
+	// Owned by the packer.
+	open        *builder
+	lastSegment uint32 // of the log
+	nextSegment uint32
+	reserved    uint32 // numbers below may be used
+	sinceCkpt   int    // segments opened since the checkpoint
+	tables      tableCache
+	toSeal      chan *builder
+	ckptID      uint64
+	ckptFirst   uint32
+	condemned   []uint32 // to free once the next superblock is durable
+	sinceLook   int      // steps since the cleaner looked around
+	cleanAfter  uint32   // no cleaning before this segment number
+}
+
+// segment is what is known of an allocated data segment.
+type segment struct {
+	slots     uint32
+	bytes     uint32 // in use: blocks, table, log, trailer
+	live      int64  // references from maps
+	condemned bool
+	shares    []share
+}
+
+// share is what a volume's writes brought into a segment.
+type share struct {
+	vol   uint32
+	slots uint32
+	bytes uint32
+}
+
+func (s *segment) share(vol uint32) *share {
+	for i := range s.shares {
+		if s.shares[i].vol == vol {
+			return &s.shares[i]
+		}
+	}
+	s.shares = append(s.shares, share{vol: vol})
+	return &s.shares[len(s.shares)-1]
+}
+
+// Open formats a blank journal LUN, or recovers what is there, and returns when every
+// acknowledged write of the store's past is readable and in segments. ctx bounds the opening.
+func Open(ctx context.Context, opt Options) (*Store, error) {
+	if err := opt.complete(); err != nil {
+		return nil, err
+	}
+	st := &Store{
+		opt: opt, superTurn: make(chan struct{}, 1), wake: make(chan struct{}, 1), changed: make(chan struct{}),
+		volumes: map[uint32]*Volume{}, byName: map[string]*Volume{}, nextVol: 1,
+		segs: map[uint32]*segment{}, inMemory: map[uint32]*builder{}, toSeal: make(chan *builder, 1),
+		index: dedup.NewIndex(opt.IndexBytes), lines: newLineCache(int(opt.LineBytes / LineBytes)),
+	}
+	st.tables.limit = opt.TableBytes
+	found, blank, err := readSuper(ctx, opt.Journal)
+	if err != nil {
+		return nil, err
+	}
+	if blank {
+		if found, err = st.format(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if opt.UUID != [16]byte{} && found.uuid != opt.UUID {
+		return nil, fmt.Errorf("store: found %x, want %x: %w", found.uuid, opt.UUID, ErrForeign)
+	}
+	if found.ringSize > uint64(opt.Journal.Size()-ringOffset) {
+		return nil, fmt.Errorf("store: ring of %d bytes on a journal LUN of %d: %w", found.ringSize, opt.Journal.Size(), ErrCorrupt)
+	}
+	st.super, st.uuid, st.ringSize = found, found.uuid, found.ringSize
+	st.hasher = dedup.NewHasher(dedup.Key(found.key))
+	st.ctx, st.cancel = context.WithCancel(context.Background())
+	if err := st.recover(ctx); err != nil {
+		st.stop()
+		return nil, err
+	}
+	return st, nil
+}
+
+// format writes the first superblocks.
+func (st *Store) format(ctx context.Context) (superblock, error) {
+	s := superblock{reserved: 1, jSeq: 1, seq: 1, ringSize: uint64(st.opt.Journal.Size()-ringOffset) / BlockBytes * BlockBytes}
+	rand.Read(s.uuid[:])
+	s.uuid[6], s.uuid[8] = s.uuid[6]&0x0f|0x40, s.uuid[8]&0x3f|0x80 // RFC 9562, version 4
+	if st.opt.UUID != [16]byte{} {
+		s.uuid = st.opt.UUID
+	}
+	rand.Read(s.key[:])
+	if err := st.opt.Journal.WriteAt(ctx, s.encode(), BlockBytes); err != nil {
+		return s, fmt.Errorf("store: format: %w", err)
+	}
+	return s, nil
+}
+
+// UUID identifies the store for ever.
+func (st *Store) UUID() [16]byte { return st.uuid }
+
+// Close packs everything, writes a checkpoint and ends. The store's next opening then has nothing
+// to replay. After an error, or when ctx ends first, it only ends: nothing acknowledged is lost.
+func (st *Store) Close(ctx context.Context) error {
+	st.mu.Lock()
+	if st.closed {
+		st.mu.Unlock()
+		return ErrClosed
+	}
+	st.closed = true
+	st.notify()
+	err := st.wait(ctx, func() bool { return len(st.current.ops) == 0 && len(st.inflight) == 0 })
+	st.mu.Unlock()
+	if err == nil {
+		err = st.checkpoint(ctx)
+	}
+	st.stop()
+	if err != nil {
+		return fmt.Errorf("store: close: %w", err)
+	}
+	return nil
+}
+
+// stop ends the goroutines wherever they are and waits for them.
+func (st *Store) stop() {
+	st.fail(ErrClosed)
+	st.cancel()
+	st.wg.Wait()
+}
+
+// fail makes err the end of the store: everyone who waits is told.
+func (st *Store) fail(err error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.err != nil {
+		return
+	}
+	if !errors.Is(err, ErrClosed) {
+		st.opt.Logger.Error("store stopped", "err", err)
+		err = fmt.Errorf("%w: %w", ErrFailed, err)
+	}
+	st.err = err
+	for _, b := range append(st.inflight, st.current) {
+		if b != nil && !b.durable && b.err == nil {
+			b.err = err
+			close(b.done)
+		}
+	}
+	st.notify()
+}
+
+// Err is why the store stopped, or nil.
+func (st *Store) Err() error {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	return st.err
+}
+
+// wait returns when ok holds, with mu held as it was called; ok is called with mu held.
+func (st *Store) wait(ctx context.Context, ok func() bool) error {
+	for {
+		if st.err != nil {
+			return st.err
+		}
+		if ok() {
+			return nil
+		}
+		changed := st.changed
+		st.waiters++
+		st.mu.Unlock()
+		var err error
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		st.mu.Lock()
+		st.waiters--
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// notify makes all waiters look again, and the packer. mu is held.
+func (st *Store) notify() {
+	if st.waiters > 0 {
+		close(st.changed)
+		st.changed = make(chan struct{})
+	}
+	select {
+	case st.wake <- struct{}{}:
+	default:
+	}
+}

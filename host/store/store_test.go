@@ -1,0 +1,340 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/ledge-storage/ledge/target"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// sha256-simd's server cannot be stopped; host/dedup starts one for the process.
+		goleak.IgnoreAnyFunction("github.com/minio/sha256-simd.(*Avx512Server).Process"))
+}
+
+// text is n compressible blocks, different for each seed.
+func text(seed uint64, n int) []byte {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	words := []string{"func ", "return ", "err ", "if ", "nil ", "store ", "segment ", "{ ", "} ", "for ", "range "}
+	var b bytes.Buffer
+	for b.Len() < n*BlockBytes {
+		b.WriteString(words[rng.IntN(len(words))])
+		if rng.IntN(6) == 0 {
+			b.WriteByte(byte('a' + rng.IntN(26)))
+			b.WriteByte(byte('a' + rng.IntN(26)))
+		}
+	}
+	return b.Bytes()[:n*BlockBytes]
+}
+
+// noise is n blocks that don't compress.
+func noise(seed uint64, n int) []byte {
+	rng := rand.New(rand.NewPCG(seed, 2))
+	p := make([]byte, n*BlockBytes)
+	for i := 0; i < len(p); i += 8 {
+		le.PutUint64(p[i:], rng.Uint64())
+	}
+	return p
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func volume(t testing.TB, st *Store, name string) *Volume {
+	t.Helper()
+	v, err := st.Volume(name)
+	must(t, err)
+	return v
+}
+
+func wantBlocks(t testing.TB, v *Volume, lba uint64, want []byte) {
+	t.Helper()
+	got := make([]byte, len(want))
+	must(t, v.Read(t.Context(), lba, got))
+	for i := 0; i < len(want); i += BlockBytes {
+		if !bytes.Equal(got[i:i+BlockBytes], want[i:i+BlockBytes]) {
+			t.Fatalf("block %d of %s differs", lba+uint64(i/BlockBytes), v.name)
+		}
+	}
+}
+
+// The main path: written, read from the buffer, packed, read from segments, closed, opened
+// elsewhere; crashed, opened elsewhere.
+func TestWriteReadReopen(t *testing.T) {
+	sh := newShelf(t, 1)
+	ctx := t.Context()
+	st := open(t, sh.options())
+	if _, err := st.CreateVolume(ctx, "demo", 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	v := volume(t, st, "demo")
+	a, b := text(1, 1500), noise(2, 3000)
+	must(t, v.Write(ctx, 10, a))
+	wantBlocks(t, v, 10, a)
+	must(t, v.Write(ctx, 5000, b))
+	must(t, st.Sync(ctx))
+	must(t, v.Zero(ctx, 100, 300))
+	clear(a[90*BlockBytes : 390*BlockBytes])
+	wantBlocks(t, v, 10, a)
+	wantBlocks(t, v, 5000, b)
+	wantBlocks(t, v, 100000, make([]byte, 10*BlockBytes))
+	must(t, st.Close(ctx))
+	if err := v.Write(ctx, 0, a); !errors.Is(err, ErrClosed) {
+		t.Errorf("write after close: %v", err)
+	}
+
+	st = open(t, sh.options())
+	v = volume(t, st, "demo")
+	wantBlocks(t, v, 10, a)
+	wantBlocks(t, v, 5000, b)
+	must(t, v.Write(ctx, 0, b[:700*BlockBytes]))
+	copy(a, b[10*BlockBytes:700*BlockBytes])
+	st.stop() // as kill -9 does
+
+	st = open(t, sh.options())
+	v = volume(t, st, "demo")
+	wantBlocks(t, v, 10, a)
+	wantBlocks(t, v, 5000, b)
+	if s := st.Stats(); s.LogicalBytes != v.Info().LogicalBytes || s.Epoch != 3 {
+		t.Errorf("stats %+v", s)
+	}
+	must(t, st.DeleteVolume(ctx, "demo"))
+	must(t, st.Checkpoint(ctx))
+	if n := sh.segments.allocated(); n > 1 { // the checkpoint's own
+		t.Errorf("%d segments after everything was deleted", n)
+	}
+	must(t, st.Close(ctx))
+}
+
+// A foreign LUN is left alone, a second host is noticed by the first.
+func TestForeignAndFenced(t *testing.T) {
+	sh := newShelf(t, 1)
+	ctx := t.Context()
+	must(t, sh.journal.WriteAt(ctx, noise(1, 1), 8192))
+	if _, err := Open(ctx, sh.options()); !errors.Is(err, ErrForeign) {
+		t.Errorf("foreign LUN: %v", err)
+	}
+	sh = newShelf(t, 2)
+	o := sh.options()
+	first := open(t, o)
+	o.UUID = [16]byte{1}
+	if _, err := Open(ctx, o); !errors.Is(err, ErrForeign) {
+		t.Errorf("other UUID: %v", err)
+	}
+	o.UUID = first.UUID()
+	second := open(t, o)
+	if _, err := first.CreateVolume(ctx, "a", 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Checkpoint(ctx); !errors.Is(err, ErrFenced) {
+		t.Errorf("checkpoint of a fenced host: %v", err)
+	}
+	first.stop()
+	must(t, second.Close(ctx))
+}
+
+func TestVolumes(t *testing.T) {
+	sh := newShelf(t, 1)
+	ctx := t.Context()
+	st := open(t, sh.options())
+	defer func() { must(t, st.Close(ctx)) }()
+	for _, name := range []string{"", "-a", "A", "a/b", "ü", string(make([]byte, 200))} {
+		if _, err := st.CreateVolume(ctx, name, 1<<20); !errors.Is(err, ErrName) {
+			t.Errorf("name %q: %v", name, err)
+		}
+	}
+	for _, size := range []int64{0, -4096, 4097, MaxVolume + BlockBytes} {
+		if _, err := st.CreateVolume(ctx, "a", size); !errors.Is(err, ErrSize) {
+			t.Errorf("size %d: %v", size, err)
+		}
+	}
+	info, err := st.CreateVolume(ctx, "a", 64*BlockBytes)
+	must(t, err)
+	if _, err := st.CreateVolume(ctx, "a", 1<<20); !errors.Is(err, ErrExists) {
+		t.Errorf("twice: %v", err)
+	}
+	v := volume(t, st, "a")
+	must(t, v.Write(ctx, 0, text(1, 64)))
+	if err := v.Write(ctx, 63, text(1, 2)); !errors.Is(err, target.ErrRange) {
+		t.Errorf("beyond the end: %v", err)
+	}
+	must(t, st.ResizeVolume(ctx, "a", 32*BlockBytes))
+	must(t, st.ResizeVolume(ctx, "a", 128*BlockBytes))
+	want := append(text(1, 64)[:32*BlockBytes], make([]byte, 96*BlockBytes)...)
+	wantBlocks(t, v, 0, want)
+	must(t, st.Sync(ctx))
+	wantBlocks(t, v, 0, want)
+	if l := st.Volumes(); len(l) != 1 || l[0].UUID != info.UUID || l[0].SizeBytes != 128*BlockBytes || l[0].LogicalBytes != 32*BlockBytes {
+		t.Errorf("%+v", l)
+	}
+	must(t, st.DeleteVolume(ctx, "a"))
+	if err := st.DeleteVolume(ctx, "a"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("delete twice: %v", err)
+	}
+	if err := v.Write(ctx, 0, text(1, 1)); !errors.Is(err, target.ErrUnavailable) {
+		t.Errorf("write to a deleted volume: %v", err)
+	}
+}
+
+// An image written twice adds under 3 %, and text is stored in under half.
+func TestDedupAndCompression(t *testing.T) {
+	sh := newShelf(t, 1)
+	ctx := t.Context()
+	st := open(t, sh.options())
+	defer func() { must(t, st.Close(ctx)) }()
+	_, err := st.CreateVolume(ctx, "demo", 1<<30)
+	must(t, err)
+	v := volume(t, st, "demo")
+	img := text(3, 8192)
+	write := func(lba uint64) {
+		for i := 0; i < len(img); i += 256 * BlockBytes {
+			must(t, v.Write(ctx, lba+uint64(i/BlockBytes), img[i:i+256*BlockBytes]))
+		}
+		must(t, st.Sync(ctx))
+	}
+	write(0)
+	one, two := v.Info(), VolumeInfo{}
+	whole := st.Stats()
+	if one.StoredBytes*2 > int64(len(img)) {
+		t.Errorf("stored %d of %d", one.StoredBytes, len(img))
+	}
+	write(100003)
+	two = v.Info()
+	if added := two.StoredBytes - one.StoredBytes; added*100 > 3*int64(len(img)) {
+		t.Errorf("the second time added %d of %d", added, len(img))
+	}
+	if added := st.Stats().StoredBytes - whole.StoredBytes; added*100 > 3*int64(len(img)) {
+		t.Errorf("the second time added %d of %d to the store", added, len(img))
+	}
+	if two.UniqueBytes != one.UniqueBytes || two.LogicalBytes != 2*one.LogicalBytes {
+		t.Errorf("first %+v second %+v", one, two)
+	}
+	wantBlocks(t, v, 100003, img)
+	t.Logf("image %d, stored %d, second time + %d; store %+v", len(img), one.StoredBytes, two.StoredBytes-one.StoredBytes, st.Stats())
+}
+
+// A full shelf refuses writes with the right error, goes on reading, and recovers.
+func TestNoSpace(t *testing.T) {
+	sh := newShelf(t, 1)
+	o := sh.options()
+	o.CapacityBytes = 16 * SegmentBytes
+	ctx := t.Context()
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	v := volume(t, st, "a")
+	var n uint64
+	for ; n < 200; n++ {
+		if err = v.Write(ctx, n*256, noise(n, 256)); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, target.ErrNoSpace) || n < 40 || n > 130 {
+		t.Fatalf("after %d MiB: %v", n, err)
+	}
+	wantBlocks(t, v, 256, noise(1, 256))
+	must(t, v.Zero(ctx, 256, (n-1)*256))
+	must(t, st.Sync(ctx))
+	must(t, st.Checkpoint(ctx))
+	must(t, v.Write(ctx, 256, noise(1, 256)))
+	must(t, st.Close(ctx))
+
+	// The pool behind the LUN is full: writers are refused, not kept waiting, until it is not.
+	sh = newShelf(t, 2)
+	full := false
+	sh.segments.full = func() bool { return full }
+	st = open(t, sh.options())
+	_, err = st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	v = volume(t, st, "a")
+	sh.p.mu.Lock()
+	full = true
+	sh.p.mu.Unlock()
+	for n = 0; err == nil && n < 100; n++ {
+		err = v.Write(ctx, n*256, noise(n, 256))
+	}
+	if !errors.Is(err, target.ErrNoSpace) {
+		t.Fatalf("pool full: %v", err)
+	}
+	wantBlocks(t, v, 0, noise(0, 256))
+	sh.p.mu.Lock()
+	full = false
+	sh.p.mu.Unlock()
+	must(t, st.Checkpoint(ctx))
+	must(t, v.Write(ctx, 0, noise(9, 256)))
+	must(t, st.Close(ctx))
+}
+
+// The map's limit refuses a write that needs a page more, and nothing else.
+func TestMapLimit(t *testing.T) {
+	sh := newShelf(t, 1)
+	o := sh.options()
+	o.MapBytes = 4 * pageBytes
+	ctx := t.Context()
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<40)
+	must(t, err)
+	v := volume(t, st, "a")
+	for i := range uint64(4) {
+		must(t, v.Write(ctx, i*1000000, text(i, 1)))
+	}
+	if err := v.Write(ctx, 9000000, text(9, 1)); !errors.Is(err, target.ErrNoSpace) {
+		t.Errorf("fifth page: %v", err)
+	}
+	must(t, v.Write(ctx, 1000001, text(5, 1)))
+	must(t, v.Zero(ctx, 0, 2000))
+	must(t, st.Sync(ctx))
+	must(t, v.Write(ctx, 9000000, text(9, 1)))
+	must(t, st.Close(ctx))
+}
+
+// What overwrites leave behind is cleaned, shared blocks stay shared, contents stay.
+func TestCleaner(t *testing.T) {
+	sh := newShelf(t, 1)
+	o := sh.options()
+	o.CapacityBytes = 28 * SegmentBytes
+	ctx := t.Context()
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	v := volume(t, st, "a")
+	const blocks = 20000 // 80 MiB of noise, overwritten in part again and again
+	seeds := make([]uint64, blocks/100)
+	for i := range seeds {
+		seeds[i] = uint64(i % 150)
+		must(t, v.Write(ctx, uint64(i)*100, noise(seeds[i], 100)))
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	for k := range 500 {
+		i := rng.IntN(len(seeds))
+		seeds[i] = uint64(1000 + k)
+		if err := v.Write(ctx, uint64(i)*100, noise(seeds[i], 100)); errors.Is(err, target.ErrNoSpace) {
+			must(t, st.Sync(ctx))
+			must(t, st.Checkpoint(ctx))
+			must(t, v.Write(ctx, uint64(i)*100, noise(seeds[i], 100)))
+		} else {
+			must(t, err)
+		}
+	}
+	s := st.Stats()
+	if s.BlocksMoved == 0 || s.SegmentsFreed == 0 {
+		t.Errorf("nothing was cleaned: %+v", s)
+	}
+	t.Logf("%+v", s)
+	st.stop()
+	st = open(t, o)
+	v = volume(t, st, "a")
+	for i, seed := range seeds {
+		wantBlocks(t, v, uint64(i)*100, noise(seed, 100))
+	}
+	must(t, st.Close(context.Background()))
+}

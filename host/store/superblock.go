@@ -1,0 +1,129 @@
+package store
+
+import (
+	"context"
+	"fmt"
+)
+
+// superblock is the root of everything: which checkpoint, and where the journal begins. Two
+// copies at 0 and 4096 of the journal LUN; the valid one with the higher seq counts. A change
+// writes the older copy first and then the other, so that losing either loses nothing, and
+// space that only an older superblock knew of is reused only when both copies are new.
+type superblock struct {
+	uuid     [16]byte
+	key      [32]byte // of the fingerprints
+	seq      uint64
+	epoch    uint64 // raised by each open
+	jEpoch   uint64 // epoch of the records in the ring that count
+	jStart   uint64 // where in the ring the first of them is
+	jSeq     uint64 // its seq
+	ringSize uint64
+	reserved uint32 // segment numbers below may have been used
+	ckptSegs uint32 // segments of the checkpoint, consecutive numbers
+	ckptID   uint64
+	ckptFrom uint32 // its first segment
+}
+
+const (
+	superMagic   = "LEDGESB1"
+	superVersion = 1
+)
+
+func (s *superblock) encode() []byte {
+	p := make([]byte, BlockBytes)
+	copy(p, superMagic)
+	le.PutUint32(p[12:], superVersion)
+	copy(p[16:], s.uuid[:])
+	copy(p[32:], s.key[:])
+	le.PutUint64(p[64:], s.seq)
+	le.PutUint64(p[72:], s.epoch)
+	le.PutUint64(p[80:], s.jEpoch)
+	le.PutUint64(p[88:], s.jStart)
+	le.PutUint64(p[96:], s.jSeq)
+	le.PutUint64(p[104:], s.ringSize)
+	le.PutUint32(p[112:], s.reserved)
+	le.PutUint32(p[116:], s.ckptSegs)
+	le.PutUint64(p[120:], s.ckptID)
+	le.PutUint32(p[128:], s.ckptFrom)
+	le.PutUint32(p[8:], crc(p[12:]))
+	return p
+}
+
+func decodeSuperblock(p []byte) (superblock, error) {
+	var s superblock
+	if len(p) != BlockBytes || string(p[:8]) != superMagic || le.Uint32(p[8:]) != crc(p[12:]) {
+		return s, fmt.Errorf("superblock: %w", ErrCorrupt)
+	}
+	if v := le.Uint32(p[12:]); v != superVersion {
+		return s, fmt.Errorf("superblock version %d: %w", v, ErrVersion)
+	}
+	copy(s.uuid[:], p[16:])
+	copy(s.key[:], p[32:])
+	s.seq = le.Uint64(p[64:])
+	s.epoch = le.Uint64(p[72:])
+	s.jEpoch = le.Uint64(p[80:])
+	s.jStart = le.Uint64(p[88:])
+	s.jSeq = le.Uint64(p[96:])
+	s.ringSize = le.Uint64(p[104:])
+	s.reserved = le.Uint32(p[112:])
+	s.ckptSegs = le.Uint32(p[116:])
+	s.ckptID = le.Uint64(p[120:])
+	s.ckptFrom = le.Uint32(p[128:])
+	if !isZero(p[132:]) || s.ringSize%BlockBytes != 0 || s.jStart%BlockBytes != 0 || s.jStart >= s.ringSize ||
+		s.reserved == 0 || s.reserved > maxSegments || uint64(s.ckptFrom)+uint64(s.ckptSegs) > uint64(s.reserved) ||
+		s.ckptSegs > 0 && s.ckptFrom == 0 || s.jEpoch > s.epoch {
+		return s, fmt.Errorf("superblock fields: %w", ErrCorrupt)
+	}
+	return s, nil
+}
+
+// readSuper returns the superblock that counts. blank: neither copy was ever written.
+func readSuper(ctx context.Context, dev Device) (best superblock, blank bool, err error) {
+	p := make([]byte, ringOffset)
+	if err := dev.ReadAt(ctx, p, 0); err != nil {
+		return best, false, fmt.Errorf("store: read superblocks: %w", err)
+	}
+	if isZero(p) {
+		return best, true, nil
+	}
+	a, errA := decodeSuperblock(p[:BlockBytes])
+	b, errB := decodeSuperblock(p[BlockBytes : 2*BlockBytes])
+	switch {
+	case errA == nil && errB == nil && a.uuid != b.uuid:
+		return best, false, fmt.Errorf("store: superblocks of two stores: %w", ErrForeign)
+	case errA == nil && (errB != nil || a.seq >= b.seq):
+		return a, false, nil
+	case errB == nil:
+		return b, false, nil
+	}
+	return best, false, fmt.Errorf("store: the journal LUN holds no superblock and is not blank (%v): %w", errA, ErrForeign)
+}
+
+// writeSuper changes the superblock by f and returns when both copies are durable. Callers take
+// turns; each first looks whether another host has opened the store since.
+func (st *Store) writeSuper(ctx context.Context, f func(*superblock)) error {
+	select {
+	case st.superTurn <- struct{}{}:
+		defer func() { <-st.superTurn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	found, blank, err := readSuper(ctx, st.opt.Journal)
+	if err != nil {
+		return err
+	}
+	if blank || found.uuid != st.super.uuid || found.epoch > st.super.epoch || found.seq > st.super.seq {
+		return fmt.Errorf("store: superblock of epoch %d found, ours is %d: %w", found.epoch, st.super.epoch, ErrFenced)
+	}
+	s := st.super
+	f(&s)
+	for range 2 {
+		s.seq++
+		off := int64(s.seq%2) * BlockBytes
+		if err := st.opt.Journal.WriteAt(ctx, s.encode(), off); err != nil {
+			return fmt.Errorf("store: write superblock seq %d: %w", s.seq, err)
+		}
+		st.super = s
+	}
+	return nil
+}

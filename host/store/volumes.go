@@ -1,0 +1,196 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Volume is a virtual disk of 4 KiB blocks. Two states are told apart: what requests see, from
+// the moment they are in a record (size, deleted, dirty, zeros), and what the packer has applied
+// to the map in the log's order, which is what a checkpoint holds.
+type Volume struct {
+	st   *Store
+	id   uint32
+	uuid [16]byte
+	name string
+
+	// Guarded by st.mu.
+	size    int64
+	deleted bool
+	dirty   map[uint64]*pending
+	zeros   []*pending // ranges longer than smallZero
+	created bool       // applied
+	applied int64      // size, applied
+	m       blockMap
+	slots   int64 // blocks that this volume's writes brought into segments that exist
+	bytes   int64 // and what they take there, with their metadata
+}
+
+// VolumeInfo describes a volume.
+type VolumeInfo struct {
+	Name string
+	UUID [16]byte
+	// SizeBytes is what an initiator sees.
+	SizeBytes int64
+	// LogicalBytes is what of it holds data: not zeros, not unmapped.
+	LogicalBytes int64
+	// UniqueBytes and StoredBytes are what this volume's writes brought into segments that exist,
+	// before and after compression; StoredBytes with metadata and with the bytes that are still
+	// in no segment. Blocks that were there before are not counted; overwritten ones are
+	// until the cleaner has freed them.
+	UniqueBytes, StoredBytes int64
+	// PendingBytes are acknowledged and not yet packed.
+	PendingBytes int64
+}
+
+// describe is the payload of a creation: UUID, size, name.
+func (v *Volume) describe() []byte {
+	p := make([]byte, 0, 32+len(v.name))
+	p = append(p, v.uuid[:]...)
+	p = le.AppendUint64(p, uint64(v.applied))
+	p = le.AppendUint16(p, uint16(len(v.name)))
+	return append(p, v.name...)
+}
+
+// parseDescription reads what describe wrote; zeros may follow.
+func parseDescription(p []byte) (v Volume, err error) {
+	if len(p) < 26 || int(le.Uint16(p[24:])) > len(p)-26 {
+		return v, fmt.Errorf("volume description: %w", ErrCorrupt)
+	}
+	copy(v.uuid[:], p)
+	size := le.Uint64(p[16:])
+	v.name = string(p[26 : 26+int(le.Uint16(p[24:]))])
+	if size > MaxVolume || size%BlockBytes != 0 || checkName(v.name) != nil {
+		return v, fmt.Errorf("volume description of %q: %w", v.name, ErrCorrupt)
+	}
+	v.size, v.applied = int64(size), int64(size)
+	return v, nil
+}
+
+func checkName(name string) error {
+	ok := len(name) > 0 && len(name) <= maxName && !strings.ContainsFunc(name, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_'
+	}) && name[0] != '-' && name[0] != '.'
+	if !ok {
+		return fmt.Errorf("%q: 1 to %d of a-z 0-9 - . _, not beginning with - or . : %w", name, maxName, ErrName)
+	}
+	return nil
+}
+
+func checkSize(bytes int64) error {
+	if bytes <= 0 || bytes > MaxVolume || bytes%BlockBytes != 0 {
+		return fmt.Errorf("%d bytes: a multiple of %d up to %d: %w", bytes, BlockBytes, int64(MaxVolume), ErrSize)
+	}
+	return nil
+}
+
+// CreateVolume makes an empty volume; it is durable on return.
+func (st *Store) CreateVolume(ctx context.Context, name string, bytes int64) (VolumeInfo, error) {
+	if err := checkName(name); err != nil {
+		return VolumeInfo{}, err
+	}
+	if err := checkSize(bytes); err != nil {
+		return VolumeInfo{}, err
+	}
+	v := &Volume{st: st, name: name, size: bytes, applied: bytes, dirty: map[uint64]*pending{}}
+	rand.Read(v.uuid[:])
+	v.uuid[6], v.uuid[8] = v.uuid[6]&0x0f|0x40, v.uuid[8]&0x3f|0x80
+	err := st.submit(ctx, func() ([]op, error) {
+		if st.byName[name] != nil {
+			return nil, fmt.Errorf("%q: %w", name, ErrExists)
+		}
+		if len(st.byName) >= MaxVolumes {
+			return nil, fmt.Errorf("%q: %d exist: %w", name, MaxVolumes, ErrLimit)
+		}
+		v.id = st.nextVol
+		st.nextVol++
+		st.volumes[v.id], st.byName[name] = v, v
+		return []op{{kind: opCreate, vol: v.id, data: v.describe()}}, nil
+	})
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	return v.Info(), nil
+}
+
+// DeleteVolume frees the volume and all its blocks; requests to it fail from now on.
+func (st *Store) DeleteVolume(ctx context.Context, name string) error {
+	return st.submit(ctx, func() ([]op, error) {
+		v := st.byName[name]
+		if v == nil {
+			return nil, fmt.Errorf("%q: %w", name, ErrNotFound)
+		}
+		v.deleted = true
+		delete(st.byName, name)
+		return []op{{kind: opDelete, vol: v.id}}, nil
+	})
+}
+
+// ResizeVolume changes the size. What is cut off is gone: it reads as zeros if the volume grows again.
+func (st *Store) ResizeVolume(ctx context.Context, name string, bytes int64) error {
+	if err := checkSize(bytes); err != nil {
+		return err
+	}
+	return st.submit(ctx, func() ([]op, error) {
+		v := st.byName[name]
+		if v == nil {
+			return nil, fmt.Errorf("%q: %w", name, ErrNotFound)
+		}
+		old := v.size
+		v.size = bytes
+		ops := []op{{kind: opResize, vol: v.id, lba: uint64(bytes)}}
+		if bytes < old {
+			ops = append(ops, op{kind: opZero, vol: v.id, lba: uint64(bytes / BlockBytes), count: uint64((old - bytes) / BlockBytes)})
+		}
+		return ops, nil
+	})
+}
+
+// Volume returns the handle of a volume for reading and writing.
+func (st *Store) Volume(name string) (*Volume, error) {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	if v := st.byName[name]; v != nil {
+		return v, nil
+	}
+	return nil, fmt.Errorf("%q: %w", name, ErrNotFound)
+}
+
+// Volumes lists the volumes by name.
+func (st *Store) Volumes() []VolumeInfo {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	list := make([]VolumeInfo, 0, len(st.byName))
+	for _, v := range st.byName {
+		list = append(list, v.info())
+	}
+	slices.SortFunc(list, func(a, b VolumeInfo) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// Info describes the volume as it is now.
+func (v *Volume) Info() VolumeInfo {
+	v.st.mu.RLock()
+	defer v.st.mu.RUnlock()
+	return v.info()
+}
+
+func (v *Volume) info() VolumeInfo {
+	i := VolumeInfo{Name: v.name, UUID: v.uuid, SizeBytes: v.size, LogicalBytes: v.m.mapped * BlockBytes,
+		UniqueBytes: v.slots * BlockBytes, StoredBytes: v.bytes}
+	for lba, p := range v.dirty {
+		if p.data == nil {
+			continue
+		}
+		i.PendingBytes += BlockBytes
+		if v.m.get(lba) == 0 {
+			i.LogicalBytes += BlockBytes
+		}
+	}
+	i.UniqueBytes += i.PendingBytes
+	i.StoredBytes += i.PendingBytes
+	return i
+}
