@@ -16,7 +16,7 @@ const lunBytes = 1 << 30
 
 // startTargets starts the targets that only names (all, where it is empty). What it started is returned with an error too.
 func startTargets(ctx context.Context, dir, only string) ([]Target, error) {
-	for _, name := range []string{"null", "gotgt"} {
+	for _, name := range []string{"null", "gotgt", "engine"} {
 		build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), "./qa/peers/"+name)
 		if out, err := build.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("build %s: %w: %s", name, err, out)
@@ -45,6 +45,9 @@ func startTargets(ctx context.Context, dir, only string) ([]Target, error) {
 				return nil, err
 			}
 			return peers.Gotgt(ctx, dir, filepath.Join(dir, "gotgt"), file)
+		}},
+		{"engine", func() (*peers.Peer, error) {
+			return peers.Engine(ctx, dir, filepath.Join(dir, "engine"), "", lunBytes)
 		}},
 	}
 	var targets []Target

@@ -100,9 +100,13 @@ func Null(ctx context.Context, dir, binary string, size int64, batch bool) (*Pee
 	return start(ctx, name, dir, port, 0, binary, args...)
 }
 
-// Process starts any other target that listens on the given port of 127.0.0.1 and serves IQN.
-func Process(ctx context.Context, name, dir string, port, lun int, binary string, args ...string) (*Peer, error) {
-	return start(ctx, name, dir, port, lun, binary, args...)
+// Engine serves bytes of memory, or file where it is not empty, with Ledge's own engine (the binary of qa/peers/engine).
+func Engine(ctx context.Context, dir, binary, file string, bytes int64) (*Peer, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	return start(ctx, "engine", dir, port, 0, binary, "-file", file, strconv.Itoa(port), strconv.FormatInt(bytes, 10), IQN)
 }
 
 func start(ctx context.Context, name, dir string, port, lun int, binary string, args ...string) (*Peer, error) {
