@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"sync"
@@ -26,6 +27,9 @@ const (
 	// lastWords is how much of a line of shelfd's output is passed on at once.
 	lastWords = 64 << 10
 )
+
+// serving begins the line with which shelfd says that it does.
+var serving = []byte("ledge: serving")
 
 // decision is what follows an exit: whether to start again, after what time, and why.
 type decision struct {
@@ -167,6 +171,9 @@ func passThrough(from *os.File, to *console) {
 				line = append(append([]byte(nil), line...), '\n')
 			}
 			to.Write(line)
+			if bytes.HasPrefix(line, serving) {
+				to.say("shelfd    serves") // with the time since the kernel started
+			}
 		}
 		if err != nil && err != bufio.ErrBufferFull {
 			return

@@ -1,0 +1,111 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// enclosureTarget is the drives' target; each controller attaches them under an initiator name of its own, so
+// that the persistent reservations tell the controllers apart.
+const enclosureTarget = "iqn.2026-11.lab:enclosure"
+
+// newEnclosure is a tgtd of our own: its own control port, so that one that the machine runs is not touched.
+func (l *Lab) newEnclosure() *Part {
+	return &Part{
+		Name: "enclosure", lab: l, dir: l.o.Dir, log: l.path("enclosure.log"), patience: 5 * time.Second,
+		command: func() ([]string, error) {
+			return []string{"tgtd", "-f", "-C", l.controlPort(), "--iscsi", "portal=" + loopback(l.o.Ports.Enclosure)}, nil
+		},
+		// tgtd leaves by command; SIGTERM it ignores while initiators are logged in.
+		gently: func() error { return l.tgtadm("--mode", "system", "--op", "delete", "--force") },
+	}
+}
+
+// controlPort is tgtd's: the TCP port's number, which is ours on this machine.
+func (l *Lab) controlPort() string { return strconv.Itoa(l.o.Ports.Enclosure) }
+
+func (l *Lab) tgtadm(args ...string) error {
+	args = append([]string{"-C", l.controlPort(), "--lld", "iscsi"}, args...)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "tgtadm", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("tgtadm %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// startEnclosure starts tgtd and gives it the members that are there.
+func (l *Lab) startEnclosure(ctx context.Context) error {
+	if err := l.Enclosure.Start(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err := poll(ctx, func() error {
+		if !l.Enclosure.Running() {
+			return permanent{fmt.Errorf("lab: the enclosure ended: %s; see %s", l.Enclosure.Ended(), l.Enclosure.Log())}
+		}
+		return l.tgtadm("--op", "new", "--mode", "target", "--tid", "1", "-T", enclosureTarget)
+	})
+	if err != nil {
+		return err
+	}
+	members, err := l.Members()
+	if err != nil {
+		return err
+	}
+	for _, path := range members {
+		n, err := member(path)
+		if err != nil {
+			return fmt.Errorf("lab: %s: %w", path, err)
+		}
+		if err := l.addMember(n); err != nil {
+			return err
+		}
+	}
+	if err := l.tgtadm("--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"); err != nil {
+		return err
+	}
+	l.o.Say("enclosure serves %d drives (pid %d)", len(members), l.Enclosure.PID())
+	return nil
+}
+
+// RestartEnclosure starts an enclosure that was killed.
+func (l *Lab) RestartEnclosure(ctx context.Context) error { return l.startEnclosure(ctx) }
+
+func (l *Lab) addMember(n int) error {
+	lun := strconv.Itoa(n)
+	if err := l.tgtadm("--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", lun, "-b", l.memberPath(n)); err != nil {
+		return err
+	}
+	// A serial number of its own, as a drive has.
+	return l.tgtadm("--op", "update", "--mode", "logicalunit", "--tid", "1", "--lun", lun,
+		"--params", fmt.Sprintf("vendor_id=LAB,product_id=DRIVE,scsi_sn=lab-drive-%02d,scsi_id=lab-drive-%02d", n, n))
+}
+
+// RemoveMember pulls member n (1 and up) out of the running enclosure: its LUN goes, its file moves to
+// drives/removed. In form local the file alone goes; a process that has it open keeps it until it opens it anew,
+// so the file is also truncated to nothing: every read beyond fails.
+func (l *Lab) RemoveMember(n int) error {
+	if l.Enclosure != nil && l.Enclosure.Running() {
+		if err := l.tgtadm("--op", "delete", "--mode", "logicalunit", "--tid", "1", "--lun", strconv.Itoa(n), "--force"); err != nil {
+			return err
+		}
+	}
+	path := l.memberPath(n)
+	removed := l.path("drives", "removed", filepath.Base(path))
+	if err := os.Rename(path, removed); err != nil {
+		return err
+	}
+	if l.o.Local {
+		return os.Truncate(removed, 0)
+	}
+	return nil
+}
