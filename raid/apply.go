@@ -6,9 +6,12 @@ import (
 )
 
 // Apply writes an update's blocks and checksum blocks to the members that it has. It may be repeated, after a crash at
-// any point, by another process, and with other members missing: the stripe ends the same. A strip that already
-// carries a higher generation is left alone when the update comes from a log: a later write of that strip was
-// begun, and is either whole or in the log behind this one.
+// any point, by another process, and with other members missing: the stripe ends the same.
+//
+// An update that comes from a log may find a strip of a higher generation: a later write of it was begun, and is
+// either whole, or in the log behind this one. Its checksum block stays then, and so do the blocks of which it knows
+// another checksum. The blocks that it knows with this update's checksum are written again: they may never have
+// reached the media, though the later checksum block did.
 //
 // It returns nil when every strip of the update is on its member, or its member is recorded as failed. It is durable
 // after Flush.
@@ -25,10 +28,10 @@ func (a *Array) Apply(ctx context.Context, u *Update) error {
 	if err := a.writable(u.stripe, places); err != nil {
 		return err
 	}
-	skip := make([]bool, len(u.strips))
+	later := make([]*stripSum, len(u.strips))
 	if !u.fresh {
 		a.cache.put(u.stripe, nil)
-		skip = a.superseded(u, places)
+		later = a.laterSums(u, places)
 	}
 	meta := a.metaAfter(u)
 	t := a.newBatch()
@@ -36,7 +39,7 @@ func (a *Array) Apply(ctx context.Context, u *Update) error {
 	for i := range u.strips {
 		s := &u.strips[i]
 		p := places[s.strip]
-		if p.member == nil || skip[i] {
+		if p.member == nil {
 			continue
 		}
 		b := newSlot()
@@ -49,7 +52,7 @@ func (a *Array) Apply(ctx context.Context, u *Update) error {
 				n++
 			}
 		}
-		t.writeColumns(p, s.strip, b, s.columns)
+		t.writeBlocks(p, s.strip, b, s.toWrite(later[i]))
 	}
 	err := a.finishWrite(t, u.stripe, meta)
 	for _, b := range bufs {
@@ -59,10 +62,25 @@ func (a *Array) Apply(ctx context.Context, u *Update) error {
 	return err
 }
 
-// superseded tells which strips of a replayed update carry a later generation. One that cannot be read, or is torn,
-// carries none.
-func (a *Array) superseded(u *Update, places []place) []bool {
-	skip := make([]bool, len(u.strips))
+// toWrite returns the blocks of the slot to be written, bit 0 the checksum block; later is what is there of a later
+// generation, or nil.
+func (s *updateStrip) toWrite(later *stripSum) uint64 {
+	if later == nil {
+		return uint64(s.columns)<<1 | 1
+	}
+	var blocks uint64
+	for c := range StripBlocks {
+		if s.columns>>c&1 != 0 && later.crcs[c] == s.crcs[c] {
+			blocks |= 2 << c
+		}
+	}
+	return blocks
+}
+
+// laterSums returns the checksum blocks of a later generation that lie on the strips of a replayed update. One that
+// cannot be read, or is torn, is none.
+func (a *Array) laterSums(u *Update, places []place) []*stripSum {
+	later := make([]*stripSum, len(u.strips))
 	t := a.newBatch()
 	var bufs []*buffer
 	for i := range u.strips {
@@ -76,13 +94,15 @@ func (a *Array) superseded(u *Update, places []place) []bool {
 	for _, o := range t.ops {
 		if o.err() == nil {
 			sum, err := decodeSum(o.b, a.address(u.stripe, u.strips[o.strip].strip))
-			skip[o.strip] = err == nil && sum.gen > u.gen
+			if err == nil && sum.gen > u.gen {
+				later[o.strip] = sum
+			}
 		}
 	}
 	for _, b := range bufs {
 		b.release()
 	}
-	return skip
+	return later
 }
 
 // metaAfter is what is known of the stripe once the update is on it; nil when too little is known.

@@ -256,6 +256,12 @@ func (v *view) perform(t *batch) {
 	for i := range v.strips {
 		v.learn(i)
 	}
+	// Every write touches parity and at least one data strip: parity is as new as the newest strip. This is also how
+	// parity's generation is known when no checksum block of parity can be read.
+	newest := slices.Max(v.gens)
+	for i := v.a.layout.Data(); i < len(v.gens); i++ {
+		v.gens[i] = newest
+	}
 	for i := range v.strips {
 		v.judge(i, fresh[i])
 	}

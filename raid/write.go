@@ -155,12 +155,11 @@ func (a *Array) Flush(ctx context.Context) error {
 	return a.Err()
 }
 
-// writeColumns plans the writes of a strip's checksum block and columns out of a slot buffer: one I/O for each run.
-func (t *batch) writeColumns(p place, strip int, buf *buffer, columns uint32) {
-	mask := uint64(columns)<<1 | 1 // bit 0: the checksum block
-	for from := 0; mask>>from != 0; {
-		from += bits.TrailingZeros64(mask >> from)
-		to := from + bits.TrailingZeros64(^(mask >> from))
+// writeBlocks plans the writes of some blocks of a slot buffer, bit 0 the checksum block: one I/O for each run.
+func (t *batch) writeBlocks(p place, strip int, buf *buffer, blocks uint64) {
+	for from := 0; blocks>>from != 0; {
+		from += bits.TrailingZeros64(blocks >> from)
+		to := from + bits.TrailingZeros64(^(blocks >> from))
 		t.write(p.member, strip, buf, buf.b[from*BlockBytes:to*BlockBytes], p.off+int64(from)*BlockBytes)
 		from = to
 	}
