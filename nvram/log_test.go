@@ -21,8 +21,8 @@ const block = nvram.BlockBytes
 
 var logID = nvram.ID{1, 2, 3}
 
-// smallArea has lanes of 24 and 12 blocks.
-var smallArea = nvram.Area{Off: block, Size: (2 + 24 + 12) * block}
+// smallArea has lanes of 24 and 16 blocks.
+var smallArea = nvram.Area{Off: block, Size: (2 + 24 + 16) * block}
 
 func newRegion(seed uint64) *nvramtest.Region {
 	return nvramtest.NewRegion(smallArea.Off+smallArea.Size, 512, seed)
@@ -30,7 +30,7 @@ func newRegion(seed uint64) *nvramtest.Region {
 
 func format(t testing.TB, r nvram.Region) {
 	t.Helper()
-	if err := nvram.Format(r, smallArea, nvram.FormatOptions{ID: logID, Epoch: 1, UpdateBytes: 12 * block}); err != nil {
+	if err := nvram.Format(r, smallArea, nvram.FormatOptions{ID: logID, Epoch: 1, UpdateBytes: 16 * block}); err != nil {
 		t.Fatal(err)
 	}
 }
