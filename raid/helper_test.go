@@ -44,7 +44,9 @@ func deterministic(seed uint64) func([]byte) {
 func newBed(t testing.TB, n int, o raid.Options, slots int) *bed {
 	t.Helper()
 	o.NoSpares = true
-	o.Random = deterministic(1)
+	if o.Random == nil {
+		o.Random = deterministic(1)
+	}
 	b := &bed{t: t, set: raidtest.NewSet(42, n, driveBytes(slots)), want: make(map[uint64][]byte), rng: rand.New(rand.NewPCG(3, 4))}
 	a, err := raid.Create(ctx, b.set.Drives("A"), o)
 	if err != nil {

@@ -15,7 +15,7 @@
 // member (base[b][x] + i) mod n. So in every n consecutive groups (counted from a multiple of n) each member
 // is each column exactly once: data, parity and spare space are balanced exactly. How evenly a rebuild spreads
 // depends on the base permutations; there are Bases of them, then they repeat, and the package's test holds the
-// worst member's share of a rebuild to a few per cent above the mean for every geometry it tries.
+// worst member's share of a rebuild to 5 % above the mean for every geometry it tries.
 //
 // This is OpenZFS dRAID's arrangement (vdev_draid.c) with its development by rotation. Its table of hand-picked
 // seeds is not needed: with 256 bases of 64 members the shuffles average out.

@@ -1,0 +1,192 @@
+package raid
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"testing"
+)
+
+var updateGolden = flag.Bool("update", false, "write golden files")
+
+func golden(t testing.TB, name string, got []byte) []byte {
+	t.Helper()
+	path := "testdata/" + name
+	if *updateGolden && got != nil {
+		if err := errors.Join(os.MkdirAll("testdata", 0o755), os.WriteFile(path, got, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != nil && !bytes.Equal(got, want) {
+		t.Fatalf("%s: the format changed", name)
+	}
+	return want
+}
+
+func pattern(n int, seed byte) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i)*3 + byte(i>>8) + seed
+	}
+	return b
+}
+
+func sampleLabel() *Label {
+	l := &Label{Pool: UUID{1, 2}, Array: UUID{3, 4}, MemberID: UUID{5}, Member: 7, N: 12, K: 8, M: 2, Spares: 2, Slots: 1000,
+		MemberBytes: DataOffset + 1000*SlotBytes, Seq: 77, Failed: 1 << 3, SpareOf: [8]uint8{4}, RebuildMember: 9, RebuildSpare: 1,
+		RebuildProgress: 55, Owner: 'B', Epoch: 6, Flags: FlagSolo | FlagReplaying, SoloLSN: 812, NVRAM: UUID{9, 9}, Opaque: []byte("shelf")}
+	l.IDs[7] = l.MemberID
+	return l
+}
+
+func sampleAddress(strip int) address { return address{UUID{3, 4}, 123, strip, 3, 2} }
+
+func sampleUpdate() *Update {
+	u := &Update{array: UUID{3, 4}, k: 3, m: 2, stripe: 123, gen: 9, gens: []uint64{9, 4, 5, 9, 9}}
+	for _, i := range []int{0, 3, 4} {
+		s := updateStrip{strip: i, columns: 1<<2 | 1<<31}
+		for c := range s.crcs {
+			s.crcs[c] = uint32(i*100 + c)
+		}
+		for _, c := range []int{2, 31} {
+			b := bytes.Repeat([]byte{byte(i), byte(c)}, BlockBytes/2)
+			s.blocks = append(s.blocks, b)
+			s.crcs[c] = blockCRC(sampleAddress(i), c, b)
+		}
+		u.strips = append(u.strips, s)
+	}
+	return u
+}
+
+func TestGolden(t *testing.T) {
+	b := make([]byte, BlockBytes)
+	sampleLabel().encode(b)
+	l, err := decodeLabel(golden(t, "label.golden", b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := make([]byte, BlockBytes)
+	if l.encode(again); !bytes.Equal(again, b) {
+		t.Fatal("label does not round-trip")
+	}
+	sum := &stripSum{gen: 9, gens: []uint64{9, 4, 5, 9, 9}}
+	for c := range sum.crcs {
+		sum.crcs[c] = blockCRC(sampleAddress(4), c, pattern(BlockBytes, byte(c)))
+	}
+	sum.encode(b, sampleAddress(4))
+	s, err := decodeSum(golden(t, "checksum.golden", b), sampleAddress(4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.encode(again, sampleAddress(4)); !bytes.Equal(again, b) {
+		t.Fatal("checksum block does not round-trip")
+	}
+	enc := bytes.Join(sampleUpdate().Encode(), nil)
+	u, err := DecodeUpdate([][]byte{golden(t, "update.golden", enc[:BlockBytes]), enc[BlockBytes:]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(bytes.Join(u.Encode(), nil), enc) || u.Blocks()*BlockBytes != len(enc) {
+		t.Fatal("update does not round-trip")
+	}
+}
+
+// A checksum block is believed only where it belongs, and every single flipped bit of the formats is noticed.
+func TestDecodersRefuse(t *testing.T) {
+	b := golden(t, "checksum.golden", nil)
+	for _, at := range []address{sampleAddress(3), {UUID{3, 4}, 124, 4, 3, 2}, {UUID{3, 5}, 123, 4, 3, 2}, {UUID{3, 4}, 123, 4, 4, 2}} {
+		if _, err := decodeSum(b, at); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%+v: %v", at, err)
+		}
+	}
+	enc := bytes.Join(sampleUpdate().Encode(), nil)
+	for i := 0; i < len(enc)*8; i += 61 {
+		enc[i/8] ^= 1 << (i % 8)
+		if _, err := DecodeUpdate([][]byte{enc}); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("update, bit %d: %v", i, err)
+		}
+		enc[i/8] ^= 1 << (i % 8)
+	}
+	for n := 0; n < len(enc); n += BlockBytes {
+		if _, err := DecodeUpdate([][]byte{enc[:n]}); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("update cut at %d: %v", n, err)
+		}
+	}
+	for i := 0; i < BlockBytes*8; i += 13 {
+		b[i/8] ^= 1 << (i % 8)
+		if _, err := decodeSum(b, sampleAddress(4)); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("checksum block, bit %d: %v", i, err)
+		}
+		b[i/8] ^= 1 << (i % 8)
+	}
+	l := golden(t, "label.golden", nil)
+	for i := 0; i < BlockBytes*8; i += 13 {
+		l[i/8] ^= 1 << (i % 8)
+		if _, err := decodeLabel(l); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrBlank) {
+			t.Fatalf("label, bit %d: %v", i, err)
+		}
+		l[i/8] ^= 1 << (i % 8)
+	}
+}
+
+// The fuzzers repair the checksum, so that what is behind it is reached.
+func FuzzLabel(f *testing.F) {
+	f.Add(golden(f, "label.golden", nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) == BlockBytes {
+			le32(b[12:], blockSum(b, 12))
+		}
+		l, err := decodeLabel(b)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrBlank) {
+				t.Fatal(err)
+			}
+			return
+		}
+		again := make([]byte, BlockBytes)
+		l.encode(again)
+		if m, err := decodeLabel(again); err != nil || m.newer(l) || l.newer(m) || m.Failed != l.Failed {
+			t.Fatalf("%+v, then %+v, %v", l, m, err)
+		}
+	})
+}
+
+func FuzzChecksum(f *testing.F) {
+	f.Add(golden(f, "checksum.golden", nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) == BlockBytes {
+			le32(b[48:], blockSum(b, 48))
+		}
+		if _, err := decodeSum(b, sampleAddress(4)); err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Fatal(err)
+		}
+	})
+}
+
+func FuzzUpdate(f *testing.F) {
+	f.Add(golden(f, "update.golden", nil), uint8(6))
+	f.Fuzz(func(t *testing.T, b []byte, blocks uint8) {
+		b = bytes.Clone(b)
+		if len(b)%BlockBytes == 0 && len(b) > 0 {
+			n := min(max(int(b[12]), 1)*BlockBytes, len(b))
+			le32(b[16:], blockSum(b[:n], 16))
+		}
+		u, err := DecodeUpdate([][]byte{b, make([]byte, int(blocks)*BlockBytes)})
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if n := u.Blocks(); n*BlockBytes != len(b)+int(blocks)*BlockBytes {
+			t.Fatalf("%d blocks", n)
+		}
+	})
+}
+
+func le32(b []byte, v uint32) { b[0], b[1], b[2], b[3] = byte(v), byte(v>>8), byte(v>>16), byte(v>>24) }
