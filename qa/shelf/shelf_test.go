@@ -1,0 +1,306 @@
+package shelf
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/ledge-storage/ledge/host/initiator"
+	"github.com/ledge-storage/ledge/qa/verify"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	drives    = 12
+	lunBytes  = 64 << 20
+	testLimit = 5 * time.Minute
+	target    = "iqn.2026-11.io.ledge:shelf.qa"
+)
+
+// build makes shelfd once for all tests.
+func build(t *testing.T) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("two processes and several takeovers")
+	}
+	bin := filepath.Join(t.TempDir(), "shelfd")
+	out, err := exec.Command("go", "build", "-o", bin, "github.com/ledge-storage/ledge/firmware/shelfd").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// rig is a shelf with a pool on A, a LUN, and a verified writer through both portals.
+type rig struct {
+	*testing.T
+	*Shelf
+	ctx context.Context
+	dev *initiator.Device
+	w   *verify.Writer
+
+	stop context.CancelFunc
+	over chan error
+}
+
+func start(t *testing.T) *rig {
+	bin := build(t)
+	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
+	t.Cleanup(cancel)
+	s, err := New(Options{Binary: bin, Dir: t.TempDir(), Drives: drives, DriveBytes: 64 << 20, NVRAMBytes: 64 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{T: t, Shelf: s, ctx: ctx}
+	t.Cleanup(func() {
+		r.rest()
+		if r.dev != nil {
+			r.dev.Close()
+		}
+		s.Close()
+		if t.Failed() {
+			for _, c := range []string{"A", "B"} {
+				text, _ := os.ReadFile(s.Log(c))
+				t.Logf("log of %s:\n%s", c, text)
+			}
+		}
+	})
+	r.up("A", "B")
+	r.must(s.Wait(ctx, "A", "without pool", func(st Status) bool { return st.Role == "no-pool" }))
+	r.call("A", "POST", "/v1/pool", nil)
+	r.owner("A")
+	r.standby("B")
+	r.call("A", "POST", "/v1/luns", map[string]any{"name": "v", "size_bytes": lunBytes, "block_bytes": 4096})
+	r.must(s.Wait(ctx, "B", "showing the LUN", func(st Status) bool { return len(st.LUNs) == 1 }))
+	r.dev, err = initiator.Open(ctx, initiator.Config{Portals: []string{s.Portals["A"], s.Portals["B"]}, Target: target, LUN: 1, Initiator: "iqn.2026-11.io.ledge:qa",
+		PingInterval: 500 * time.Millisecond, PingTimeout: time.Second, ProbeInterval: 200 * time.Millisecond, MaxBackoff: 500 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.w, err = verify.New(verify.Options{Seed: 1, Bytes: lunBytes}); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *rig) up(controllers ...string) {
+	r.Helper()
+	for _, c := range controllers {
+		if err := r.Start(c); err != nil {
+			r.Fatal(err)
+		}
+	}
+}
+
+func (r *rig) must(_ Status, err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+func (r *rig) call(c, method, path string, in any) {
+	r.Helper()
+	if _, err := r.Call(r.ctx, c, method, path, in, nil); err != nil {
+		r.Fatal(err)
+	}
+}
+
+func (r *rig) owner(c string) {
+	r.Helper()
+	r.must(r.Wait(r.ctx, c, "owner", func(st Status) bool { return st.Role == "owner" }))
+}
+
+func (r *rig) standby(c string) {
+	r.Helper()
+	r.must(r.Wait(r.ctx, c, "standby", func(st Status) bool { return st.Role == "standby" }))
+}
+
+func (r *rig) inSync(owner string) {
+	r.Helper()
+	r.must(r.Wait(r.ctx, owner, "in sync", func(st Status) bool {
+		return st.Role == "owner" && st.Partner.Connected && st.Partner.Mirror == "in-sync"
+	}))
+}
+
+// write starts the writer; rest stops it; more waits until n more writes were acknowledged.
+func (r *rig) write() {
+	ctx, cancel := context.WithCancel(r.ctx)
+	r.stop, r.over = cancel, make(chan error, 1)
+	go func() { r.over <- r.w.Run(ctx, r.dev) }()
+}
+
+func (r *rig) rest() {
+	if r.stop == nil {
+		return
+	}
+	r.stop()
+	r.stop = nil
+	if err := <-r.over; err != nil {
+		r.Error("writer:", err)
+	}
+}
+
+func (r *rig) more(n uint64) {
+	r.Helper()
+	for want := r.w.Acked() + n; r.w.Acked() < want; {
+		select {
+		case <-r.ctx.Done():
+			r.Fatalf("no more writes are acknowledged: %d, wanted %d", r.w.Acked(), want)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// check stops the writer and reads everything back.
+func (r *rig) check(when string) {
+	r.Helper()
+	r.rest()
+	rep, err := r.w.Check(r.ctx, r.dev)
+	if err != nil {
+		r.Fatalf("%s: %v", when, err)
+	}
+	r.Logf("%s: %+v", when, rep)
+}
+
+// TestTakeovers: power losses of either controller, a planned takeover, a refused one, both lost at once.
+func TestTakeovers(t *testing.T) {
+	r := start(t)
+	r.write()
+	r.more(100)
+	r.Kill("B")
+	r.more(100) // solo
+	r.up("B")
+	r.inSync("A")
+	r.check("standby lost and back")
+
+	r.write()
+	r.more(100)
+	r.Kill("A")
+	r.call("B", "POST", "/v1/takeover", nil)
+	r.more(100)
+	r.check("owner lost, B took over")
+	r.up("A")
+	r.standby("A")
+	r.inSync("B")
+
+	r.write()
+	r.more(100)
+	r.call("A", "POST", "/v1/takeover", nil) // planned: B hands over
+	r.owner("A")
+	r.standby("B")
+	r.more(100)
+	r.inSync("A")
+	r.check("handed over")
+
+	// B's mirror becomes stale: it refuses, and says so.
+	r.write()
+	r.Kill("B")
+	r.more(100)
+	r.Kill("A")
+	r.up("B")
+	r.standby("B")
+	code, err := r.Call(r.ctx, "B", "POST", "/v1/takeover", nil, nil)
+	if code != 409 || !strings.Contains(err.Error(), "stale") {
+		t.Fatalf("takeover on a stale mirror: %d %v", code, err)
+	}
+	r.up("A")
+	r.owner("A")
+	r.more(100)
+	r.inSync("A")
+	r.check("stale standby refused")
+
+	r.write()
+	r.more(100)
+	r.Kill("A")
+	r.Kill("B")
+	r.up("A", "B")
+	r.owner("A")
+	r.more(100)
+	r.check("both lost")
+}
+
+// TestStoppedOwner: an owner that was stopped while another took over writes no byte when it goes on, and ends.
+func TestStoppedOwner(t *testing.T) {
+	r := start(t)
+	r.write()
+	r.more(200)
+	if err := r.Signal("A", syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	r.call("B", "POST", "/v1/takeover", nil)
+	r.more(200)
+	r.check("taken over from a stopped owner")
+	// B is idle now; wait until it has destaged, so that what changes on the drives is A's doing.
+	before, err := r.Hash(drives)
+	for same := 0; same < 3 && err == nil; {
+		time.Sleep(time.Second)
+		var now string
+		if now, err = r.Hash(drives); now == before {
+			same++
+		} else {
+			before, same = now, 0
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Signal("A", syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	code, err := r.Exit(r.ctx, "A")
+	if err != nil || code != 3 {
+		t.Fatalf("fenced owner ended with %d, %v; want 3", code, err)
+	}
+	if now, err := r.Hash(drives); err != nil || now != before {
+		t.Fatalf("the fenced owner changed the drives (%v)", err)
+	}
+	r.up("A")
+	r.standby("A")
+	r.inSync("B")
+	r.write()
+	r.more(100)
+	r.check("the fenced owner is standby")
+}
+
+// TestLostNVRAM: an owner that lost its NVRAM refuses; its partner, in sync, takes over; members may be missing.
+func TestLostNVRAM(t *testing.T) {
+	r := start(t)
+	r.write()
+	r.more(200)
+	r.Kill("A")
+	if err := os.Remove(r.NVRAM("A")); err != nil {
+		t.Fatal(err)
+	}
+	r.up("A")
+	r.must(r.Wait(r.ctx, "A", "refusing", func(st Status) bool { return st.Phase == "refused" }))
+	if code, err := r.Call(r.ctx, "A", "POST", "/v1/takeover", nil, nil); code != 409 || !strings.Contains(err.Error(), "NVRAM") {
+		t.Fatalf("takeover without the log: %d %v", code, err)
+	}
+	r.call("B", "POST", "/v1/takeover", nil)
+	r.more(100)
+	r.standby("A")
+	r.inSync("B")
+	r.check("owner lost its NVRAM")
+
+	r.Kill("A")
+	r.Kill("B")
+	for i := range 2 {
+		if err := os.Rename(r.Drive(i), r.Drive(i)+".gone"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.up("A", "B")
+	r.owner("B")
+	r.write()
+	r.more(100)
+	r.check("two members gone")
+}
