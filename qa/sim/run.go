@@ -1,0 +1,524 @@
+package sim
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/ledge-storage/ledge/firmware/shelf"
+	"github.com/ledge-storage/ledge/target"
+)
+
+// Options of a run.
+type Options struct {
+	// Lives is how often the power goes. [3]
+	Lives int
+	// Operations of one life at most. [40]
+	Operations int
+	Mutation   Mutation
+	// Trace gets a line for each operation.
+	Trace func(format string, args ...any)
+}
+
+// runner is one seed's run.
+type runner struct {
+	o     Options
+	w     *world
+	m     *model
+	rng   *rand.Rand
+	stamp uint64
+}
+
+// errLoss is what the simulation looks for.
+var errLoss = errors.New("promise broken")
+
+// Run runs a seed. An error is a broken promise, or a pool that does not come up again.
+func Run(seed uint64, o Options) (f Faults, err error) {
+	if o.Lives == 0 {
+		o.Lives = 3
+	}
+	if o.Operations == 0 {
+		o.Operations = 40
+	}
+	r := &runner{o: o, w: newWorld(seed, o.Mutation), m: newModel(), rng: rand.New(rand.NewPCG(seed, 7))}
+	defer func() {
+		r.w.off = true
+		if r.w.pool != nil {
+			r.w.faults.count(r.w.pool.Status().Counters)
+		}
+		r.close()
+		f = r.w.faults
+	}()
+	ctx := context.Background()
+	if err := r.w.create(ctx); err != nil {
+		return f, fmt.Errorf("create: %w", err)
+	}
+	for life := range o.Lives {
+		r.w.steps, r.w.cutAt = 0, 1+r.rng.IntN(80)
+		if err := r.live(ctx); err != nil {
+			return f, fmt.Errorf("life %d: %w", life, err)
+		}
+		if err := r.restart(ctx); err != nil {
+			return f, fmt.Errorf("after life %d: %w", life, err)
+		}
+		if err := r.checkAll(ctx); err != nil {
+			return f, fmt.Errorf("after life %d: %w", life, err)
+		}
+	}
+	// Once more from the members alone.
+	if err := r.w.pool.Drain(ctx); err != nil {
+		return f, fmt.Errorf("last drain: %w", err)
+	}
+	if err := r.checkAll(ctx); err != nil {
+		return f, fmt.Errorf("after the last drain: %w", err)
+	}
+	return f, nil
+}
+
+func (r *runner) trace(format string, args ...any) {
+	if r.o.Trace != nil {
+		r.o.Trace(format, args...)
+	}
+}
+
+func (r *runner) close() {
+	w := r.w
+	if w.pool != nil {
+		w.pool.Abort()
+	}
+	if w.log != nil {
+		w.log.Close()
+	}
+	if w.array != nil {
+		w.array.Close()
+	}
+	w.pool, w.log, w.array = nil, nil, nil
+}
+
+// restart brings the pool up after a cut, cutting again while it does, and losing members.
+func (r *runner) restart(ctx context.Context) error {
+	w := r.w
+	for again := 0; ; again++ {
+		w.powerCut()
+		w.powerOn()
+		if len(w.lost) == 0 && r.rng.IntN(2) == 0 {
+			w.lost = r.rng.Perm(members)[:1+r.rng.IntN(parityStrips)]
+			w.faults.MembersLost += len(w.lost)
+			r.trace("lost members %v", w.lost)
+		}
+		if again < 3 && r.rng.IntN(2) == 0 {
+			w.cutAt = 1 + r.rng.IntN(30)
+		}
+		takeover := w.taking || r.rng.IntN(4) == 0
+		err := w.start(ctx, takeover)
+		r.trace("restart takeover=%v cutAt=%d: %v", takeover, w.cutAt, err)
+		if err == nil {
+			w.cutAt = 0
+			w.faults.Restarts++
+			return nil
+		}
+		if !w.off {
+			return fmt.Errorf("%w: %w", errLoss, err)
+		}
+		w.faults.CutsInReplay++
+	}
+}
+
+// live runs operations until the power goes or there are no more.
+func (r *runner) live(ctx context.Context) error {
+	for range 1 + r.rng.IntN(r.o.Operations) {
+		if err := r.operation(ctx); err != nil {
+			return err
+		}
+		if r.w.off {
+			return nil
+		}
+	}
+	return nil
+}
+
+// name picks a LUN that exists, or "".
+func (r *runner) name() string {
+	names := slices.Sorted(maps.Keys(r.m.luns))
+	if len(names) == 0 {
+		return ""
+	}
+	return names[r.rng.IntN(len(names))]
+}
+
+func (r *runner) operation(ctx context.Context) error {
+	name := r.name()
+	pick := r.rng.IntN(100)
+	if name == "" {
+		pick = 99
+	}
+	l, ok := r.w.pool.LUN(name)
+	if name != "" && !ok {
+		return fmt.Errorf("%w: LUN %s is gone", errLoss, name)
+	}
+	m := r.m.luns[name]
+	switch {
+	case pick < 50 && shelf.Kind(m.kind) == shelf.KindStore:
+		return r.writeStore(ctx, l, m)
+	case pick < 50:
+		return r.write(ctx, l, m)
+	case pick < 60:
+		return r.unmap(ctx, l, m)
+	case pick < 65:
+		return r.writeSame(ctx, l, m)
+	case pick < 70:
+		return r.compareAndWrite(ctx, l, m)
+	case pick < 82:
+		return r.read(ctx, l, m, r.rng.IntN(m.blocks), 1+r.rng.IntN(80))
+	case pick < 88:
+		r.trace("drain")
+		return r.outcome(r.w.pool.Drain(ctx), nil, nil)
+	case pick < 90:
+		return r.putHost(ctx)
+	case pick < 92 && len(r.m.luns) > 1:
+		return r.deleteLUN(ctx, name)
+	case pick < 94:
+		return r.resize(ctx, name, m)
+	default:
+		return r.createLUN(ctx)
+	}
+}
+
+// outcome tells the model what became of an operation: done, of unknown outcome when the power went, or an error that
+// nobody expected.
+func (r *runner) outcome(err error, done, doubt func()) error {
+	call := func(f func()) {
+		if f != nil {
+			f()
+		}
+	}
+	switch {
+	case err == nil:
+		call(done)
+	case r.w.off:
+		call(doubt)
+	case errors.Is(err, target.ErrNoSpace):
+		r.w.faults.NoSpace++
+		// Nothing of it may have been written: the model keeps what it has.
+	default:
+		return fmt.Errorf("%w: unexpected: %w", errLoss, err)
+	}
+	return nil
+}
+
+// content makes a block that no other write has, in every sector.
+func (r *runner) content(lba int) []byte {
+	r.stamp++
+	b := make([]byte, blockBytes)
+	for i := 0; i < len(b); i += 16 {
+		binary.BigEndian.PutUint64(b[i:], r.stamp)
+		binary.BigEndian.PutUint64(b[i+8:], uint64(lba))
+	}
+	return b
+}
+
+// span picks a run of blocks: often hot, sometimes a whole stripe or more.
+func (r *runner) span(m *modelLUN) (lo, n int) {
+	switch r.rng.IntN(5) {
+	case 0:
+		lo, n = r.rng.IntN(8), 1
+	case 1:
+		lo, n = r.rng.IntN(m.blocks), 1+r.rng.IntN(4)
+	case 2:
+		lo, n = r.rng.IntN(m.blocks)/64*64, 64
+	case 3:
+		lo, n = r.rng.IntN(m.blocks), 1+r.rng.IntN(40)
+	case 4:
+		lo, n = r.rng.IntN(m.blocks)/64*64, 64*(1+r.rng.IntN(3))
+	}
+	return lo, min(n, m.blocks-lo)
+}
+
+func (r *runner) write(ctx context.Context, l *shelf.LUN, m *modelLUN) error {
+	lo, n := r.span(m)
+	per := blockBytes / m.blockBytes
+	var after [][]byte
+	for i := range n {
+		after = append(after, r.content(lo+i))
+	}
+	from, to := 0, n*per // logical blocks of the span
+	if per > 1 && r.rng.IntN(3) == 0 {
+		from = r.rng.IntN(per)
+		to = (n-1)*per + from + 1 + r.rng.IntN(per-from)
+	}
+	src := bytesOf(after)[from*m.blockBytes : to*m.blockBytes]
+	if head := from * m.blockBytes; head > 0 {
+		copy(after[0][:head], m.at(lo)[:head])
+	}
+	if tail := to * m.blockBytes % blockBytes; tail > 0 {
+		copy(after[n-1][tail:], m.at(lo + n - 1)[tail:])
+	}
+	err := l.Device().Write(ctx, uint64(lo*per+from), scatter(r.rng, src, m.blockBytes), r.rng.IntN(2) == 0)
+	r.trace("write %d %d+%d (sectors %d-%d): %v", l.ID(), lo, n, from, to, err)
+	r.w.faults.Writes++
+	return r.outcome(err, func() { m.setAll(lo, after) }, func() { m.doubtAll(lo, after) })
+}
+
+func (r *runner) writeStore(ctx context.Context, l *shelf.LUN, m *modelLUN) error {
+	lo, n := r.rng.IntN(m.blocks)/64*64, 64*(1+r.rng.IntN(2))
+	n = min(n, m.blocks-lo)
+	var after [][]byte
+	written, same := false, r.rng.IntN(3) == 0
+	for i := range n {
+		old := m.content[lo+i]
+		written = written || old != nil
+		if same && old != nil {
+			after = append(after, old)
+			continue
+		}
+		after = append(after, r.content(lo+i))
+	}
+	if len(m.maybe) > 0 {
+		return nil // checkAll has not been: it is not known what was written
+	}
+	err := l.Device().Write(ctx, uint64(lo), [][]byte{bytesOf(after)}, false)
+	r.trace("store %d %d+%d written=%v same=%v: %v", l.ID(), lo, n, written, same, err)
+	r.w.faults.Writes++
+	switch {
+	case written && !same && errors.Is(err, target.ErrOverwrite):
+		return nil
+	case written && !same && err == nil:
+		return fmt.Errorf("%w: store LUN took an overwrite", errLoss)
+	}
+	return r.outcome(err, func() { m.setAll(lo, after) }, func() { m.doubtAll(lo, after) })
+}
+
+func (m *modelLUN) setAll(lo int, after [][]byte) {
+	for i, b := range after {
+		m.set(lo+i, b)
+	}
+}
+
+func (m *modelLUN) doubtAll(lo int, after [][]byte) {
+	for i, b := range after {
+		m.doubt(lo+i, b)
+	}
+}
+
+func bytesOf(blocks [][]byte) (b []byte) {
+	for _, x := range blocks {
+		b = append(b, x...)
+	}
+	return b
+}
+
+// scatter cuts b into buffers at multiples of unit.
+func scatter(rng *rand.Rand, b []byte, unit int) (bufs [][]byte) {
+	for len(b) > 0 {
+		n := len(b)
+		if rng.IntN(2) == 0 {
+			n = unit * (1 + rng.IntN(len(b)/unit))
+		}
+		bufs = append(bufs, b[:n])
+		b = b[n:]
+	}
+	return bufs
+}
+
+func (r *runner) unmap(ctx context.Context, l *shelf.LUN, m *modelLUN) error {
+	lo, n := r.span(m)
+	per := blockBytes / m.blockBytes
+	if shelf.Kind(m.kind) == shelf.KindStore || r.rng.IntN(2) == 0 {
+		lo = lo / extentBlocks * extentBlocks
+		n = min(extentBlocks*(1+r.rng.IntN(2)), m.blocks-lo)
+	}
+	from, to := lo*per, (lo+n)*per
+	if per > 1 && r.rng.IntN(3) == 0 {
+		from += r.rng.IntN(per)
+		to -= r.rng.IntN(min(per, to-from))
+	}
+	after := m.zeroed(from, to)
+	err := l.Device().Unmap(ctx, []target.Range{{LBA: uint64(from), Blocks: uint64(to - from)}})
+	r.trace("unmap %d sectors %d-%d (%d+%d): %v", l.ID(), from, to, lo, n, err)
+	r.w.faults.Unmaps++
+	return r.outcome(err, func() { m.putZeroed(after) }, func() {
+		for _, b := range slices.Sorted(maps.Keys(after)) {
+			m.doubt(b, after[b])
+		}
+	})
+}
+
+// zeroed is what blocks become when logical blocks [from, to) are zeros.
+func (m *modelLUN) zeroed(from, to int) map[int][]byte {
+	after := map[int][]byte{}
+	per := blockBytes / m.blockBytes
+	for b := from / per; b*per < to; b++ {
+		c := slices.Clone(m.at(b))
+		clear(c[max(0, from-b*per)*m.blockBytes : min(per, to-b*per)*m.blockBytes])
+		after[b] = c
+	}
+	return after
+}
+
+func (m *modelLUN) putZeroed(after map[int][]byte) {
+	for b, c := range after {
+		m.set(b, c)
+		if shelf.Kind(m.kind) == shelf.KindStore {
+			delete(m.content, b)
+		}
+	}
+}
+
+func (r *runner) writeSame(ctx context.Context, l *shelf.LUN, m *modelLUN) error {
+	if shelf.Kind(m.kind) == shelf.KindStore {
+		return nil
+	}
+	lo, n := r.span(m)
+	per := blockBytes / m.blockBytes
+	block := r.content(lo)[:m.blockBytes]
+	if r.rng.IntN(3) == 0 {
+		block = nil
+	}
+	err := l.Device().WriteSame(ctx, uint64(lo*per), uint64(n*per), block)
+	r.trace("write same %d %d+%d zero=%v: %v", l.ID(), lo, n, block == nil, err)
+	var after [][]byte
+	for range n {
+		b := make([]byte, blockBytes)
+		for i := 0; block != nil && i < len(b); i += len(block) {
+			copy(b[i:], block)
+		}
+		after = append(after, b)
+	}
+	// Pieces of it may have been acknowledged inside before the pool was full.
+	if errors.Is(err, target.ErrNoSpace) {
+		m.doubtAll(lo, after)
+		return r.read(ctx, l, m, lo, n)
+	}
+	return r.outcome(err, func() { m.setAll(lo, after) }, func() { m.doubtAll(lo, after) })
+}
+
+func (r *runner) compareAndWrite(ctx context.Context, l *shelf.LUN, m *modelLUN) error {
+	if shelf.Kind(m.kind) == shelf.KindStore {
+		return nil
+	}
+	lo := r.rng.IntN(m.blocks)
+	per := blockBytes / m.blockBytes
+	after := r.content(lo)
+	sector := r.rng.IntN(per) * m.blockBytes
+	compare := slices.Clone(m.at(lo)[sector:][:m.blockBytes])
+	full := slices.Clone(m.at(lo))
+	copy(full[sector:], after[:m.blockBytes])
+	miss := r.rng.IntN(3) == 0
+	if miss {
+		compare[100] ^= 1
+	}
+	err := l.Device().CompareAndWrite(ctx, uint64(lo*per+sector/m.blockBytes), compare, after[:m.blockBytes])
+	r.trace("compare and write %d %d: %v", l.ID(), lo, err)
+	var mis *target.MiscompareError
+	if miss && !r.w.off {
+		if !errors.As(err, &mis) || mis.Offset != 100 {
+			return fmt.Errorf("%w: compare and write of other data: %w", errLoss, err)
+		}
+		return nil
+	}
+	return r.outcome(err, func() { m.set(lo, full) }, func() {
+		if !miss {
+			m.doubt(lo, full)
+		}
+	})
+}
+
+func (r *runner) read(ctx context.Context, l *shelf.LUN, m *modelLUN, lo, n int) error {
+	n = min(n, m.blocks-lo)
+	b := make([]byte, n*blockBytes)
+	per := blockBytes / m.blockBytes
+	err := l.Device().Read(ctx, uint64(lo*per), scatter(r.rng, b, m.blockBytes))
+	r.w.faults.Reads++
+	if err != nil {
+		return r.outcome(err, nil, nil)
+	}
+	for i := range n {
+		if err := m.saw(lo+i, b[i*blockBytes:][:blockBytes]); err != nil {
+			return fmt.Errorf("%w: LUN %d: %w", errLoss, l.ID(), err)
+		}
+	}
+	return nil
+}
+
+func (r *runner) createLUN(ctx context.Context) error {
+	r.stamp++
+	name := fmt.Sprintf("lun%d", r.stamp)
+	kind := shelf.Kind(1 + r.rng.IntN(3))
+	m := &modelLUN{kind: int(kind), blockBytes: blockBytes, blocks: extentBlocks * (1 + r.rng.IntN(5)), content: map[int][]byte{}, maybe: map[int][][]byte{}}
+	if kind == shelf.KindPlain && r.rng.IntN(2) == 0 {
+		m.blockBytes = 512
+	}
+	_, err := r.w.pool.CreateLUN(ctx, shelf.LUNSpec{Name: name, Kind: kind, Bytes: int64(m.blocks) * blockBytes, BlockBytes: uint32(m.blockBytes)})
+	r.trace("create %s %s %d blocks: %v", name, kind, m.blocks, err)
+	if errors.Is(err, shelf.ErrLimit) {
+		return nil
+	}
+	return r.outcome(err, func() { r.m.luns[name] = m }, func() { m.blockBytes = -m.blockBytes; r.m.luns[name] = m })
+}
+
+func (r *runner) deleteLUN(ctx context.Context, name string) error {
+	err := r.w.pool.DeleteLUN(ctx, name)
+	r.trace("delete %s: %v", name, err)
+	return r.outcome(err, func() { delete(r.m.luns, name) }, func() { m := r.m.luns[name]; m.blockBytes = -m.blockBytes })
+}
+
+func (r *runner) resize(ctx context.Context, name string, m *modelLUN) error {
+	to := m.blocks + 64*r.rng.IntN(3)
+	err := r.w.pool.ResizeLUN(ctx, name, int64(to)*blockBytes)
+	r.trace("resize %s to %d: %v", name, to, err)
+	return r.outcome(err, func() { m.blocks = to }, nil)
+}
+
+func (r *runner) putHost(ctx context.Context) error {
+	name := fmt.Sprintf("host%d", r.rng.IntN(3))
+	r.stamp++
+	ini := fmt.Sprintf("iqn.2026-11.sim:%d", r.stamp)
+	err := r.w.pool.PutHost(ctx, shelf.Host{Name: name, Initiator: ini, LUNs: []uint32{1, 2}})
+	r.trace("host %s: %v", name, err)
+	return r.outcome(err, func() { r.m.hosts[name] = ini }, func() { delete(r.m.hosts, name) })
+}
+
+// checkAll compares everything that can be read with the model, and settles what was in doubt.
+func (r *runner) checkAll(ctx context.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(r.m.luns)) {
+		m := r.m.luns[name]
+		l, ok := r.w.pool.LUN(name)
+		if m.blockBytes < 0 { // created or deleted when the power went
+			if !ok {
+				delete(r.m.luns, name)
+				continue
+			}
+			m.blockBytes = -m.blockBytes
+		}
+		if !ok {
+			return fmt.Errorf("%w: LUN %s is gone", errLoss, name)
+		}
+		blocks := int(l.Info().SizeBytes / blockBytes)
+		if blocks < m.blocks || blocks > m.blocks+128 {
+			return fmt.Errorf("%w: LUN %s has %d blocks, want %d", errLoss, name, blocks, m.blocks)
+		}
+		m.blocks = blocks
+		for lo := 0; lo < m.blocks; lo += 100 {
+			if err := r.read(ctx, l, m, lo, 100); err != nil {
+				return err
+			}
+		}
+	}
+	if n := len(r.w.pool.LUNs()); n != len(r.m.luns) {
+		return fmt.Errorf("%w: %d LUNs, want %d", errLoss, n, len(r.m.luns))
+	}
+	hosts := map[string]string{}
+	for _, h := range r.w.pool.Hosts() {
+		hosts[h.Name] = h.Initiator
+	}
+	for name, ini := range r.m.hosts {
+		if hosts[name] != ini {
+			return fmt.Errorf("%w: host %s has initiator %q, want %q", errLoss, name, hosts[name], ini)
+		}
+	}
+	return nil
+}

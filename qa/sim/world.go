@@ -1,0 +1,529 @@
+// Package sim runs a pool on hardware in memory, cuts its power at a step that a seed chooses, takes members
+// away, starts it again, and asks a model what may be read. It runs one seed on one goroutine's calls, with
+// destage inline, so that a seed gives the same steps again.
+//
+// A step is what survives or does not: a write of the NVRAM region, and an operation of the array (the
+// writes of a stripe to its members, a flush of all of them). When the power goes during a step of the array,
+// each member's part of it has arrived or not, by the seed, and of what the members' caches held each sector has
+// landed or not.
+//
+// It owns no code of the product: everything goes through shelf, nvram and raid as firmware/shelfd joins them.
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+
+	"github.com/ledge-storage/ledge/firmware/shelf"
+	"github.com/ledge-storage/ledge/nvram"
+	"github.com/ledge-storage/ledge/nvram/nvramtest"
+	"github.com/ledge-storage/ledge/raid"
+	"github.com/ledge-storage/ledge/raid/raidtest"
+)
+
+// errPower is everything's answer while the power is off.
+var errPower = errors.New("sim: no power")
+
+// The shape of a world: small enough that all of it is used, with every path of the product in reach.
+const (
+	members      = 5
+	dataStrips   = 2
+	parityStrips = 2
+	memberSlots  = 36
+	regionBytes  = 2 << 20
+	extentBlocks = 128 // two stripes
+	blockBytes   = raid.BlockBytes
+	driveBytes   = raid.DataOffset + memberSlots*raid.SlotBytes
+)
+
+// Mutation breaks the product on purpose, at the edges of the pool. The name says what the code would do.
+type Mutation string
+
+// The mutations, each of which the simulation must catch. README.md has the list with seeds.
+const (
+	None              Mutation = ""
+	SkipFlush         Mutation = "skip-flush"
+	AckBeforeAppend   Mutation = "ack-before-append"
+	SkipUpdateLog     Mutation = "skip-update-log"
+	ApplyBeforeLog    Mutation = "apply-before-log"
+	TrimEarly         Mutation = "trim-early"
+	TrimUpdatesEarly  Mutation = "trim-updates-early"
+	ReplayNoUpdates   Mutation = "replay-no-updates"
+	ReplayReversed    Mutation = "replay-reversed"
+	SkipMap           Mutation = "skip-map"
+	SplitAppend       Mutation = "split-append"
+	ZerosAreForgotten Mutation = "zeros-forgotten"
+	TrimBeforeFlush   Mutation = "trim-before-flush"
+)
+
+// Mutations in the order of README.md.
+var Mutations = []Mutation{SkipFlush, AckBeforeAppend, SkipUpdateLog, ApplyBeforeLog, TrimEarly, TrimUpdatesEarly, ReplayNoUpdates,
+	ReplayReversed, SkipMap, SplitAppend, ZerosAreForgotten, TrimBeforeFlush}
+
+// world is the hardware and its power.
+type world struct {
+	seed     uint64
+	mutation Mutation
+	disks    *raidtest.Set
+	regions  []*nvramtest.Region
+	current  int // region of the running log
+	epoch    uint64
+
+	off     bool
+	cutting bool // an operation of the array during which the power goes
+	steps   int
+	cutAt   int // step; 0: never
+	lost    []int
+	// taking: a takeover has begun; the members' label would say so.
+	taking    bool
+	unflushed bool // TrimBeforeFlush: a flush is owed
+	faults    Faults
+
+	array *raid.Array
+	log   *nvram.Log
+	pool  *shelf.Pool
+}
+
+// Faults counts what happened in a run.
+type Faults struct {
+	Steps, Cuts, CutsInRegion, CutsInStripe, CutsInApply, CutsInFlush, CutsInReplay, MembersLost, Takeovers, Restarts, Writes, Reads, Unmaps, NoSpace int
+	Shelf                                                                                                                                             shelf.Counters
+}
+
+func (f *Faults) add(g Faults) {
+	f.Steps += g.Steps
+	f.Cuts += g.Cuts
+	f.CutsInRegion += g.CutsInRegion
+	f.CutsInStripe += g.CutsInStripe
+	f.CutsInApply += g.CutsInApply
+	f.CutsInFlush += g.CutsInFlush
+	f.CutsInReplay += g.CutsInReplay
+	f.MembersLost += g.MembersLost
+	f.Takeovers += g.Takeovers
+	f.Restarts += g.Restarts
+	f.Writes += g.Writes
+	f.Reads += g.Reads
+	f.Unmaps += g.Unmaps
+	f.NoSpace += g.NoSpace
+	f.count(g.Shelf)
+}
+
+func (f *Faults) count(c shelf.Counters) {
+	f.Shelf.FullStripes += c.FullStripes
+	f.Shelf.PartialStripes += c.PartialStripes
+	f.Shelf.Blocks += c.Blocks
+	f.Shelf.Rounds += c.Rounds
+	f.Shelf.Stalls += c.Stalls
+	f.Shelf.Replayed += c.Replayed
+	f.Shelf.ReplayedUpdates += c.ReplayedUpdates
+	f.Shelf.OverlayHits += c.OverlayHits
+	f.Shelf.Reads += c.Reads
+}
+
+// step counts a durable step and tells whether the power goes during it.
+func (w *world) step() bool {
+	w.steps++
+	w.faults.Steps++
+	return w.steps == w.cutAt
+}
+
+// arrives tells by the seed alone whether a member's part of the step that is cut arrived.
+func (w *world) arrives(member int, off int64) bool {
+	h := w.seed*0x9e3779b97f4a7c15 ^ uint64(w.steps)<<40 ^ uint64(member)<<32 ^ uint64(off)
+	h ^= h >> 31
+	h *= 0xbf58476d1ce4e5b9
+	return h>>40&1 == 0
+}
+
+// port is a drive with the world's power.
+type port struct {
+	raid.Drive
+	w      *world
+	member int
+}
+
+func (p *port) ReadAt(b []byte, off int64) (int, error) {
+	if p.w.off {
+		return 0, errPower
+	}
+	return p.Drive.ReadAt(b, off)
+}
+
+func (p *port) WriteAt(b []byte, off int64) (int, error) {
+	switch {
+	case p.w.off:
+		return 0, errPower
+	case p.w.cutting:
+		// Labels do not change during the last step: the array would have to outlive the power to learn of
+		// the failure that they record.
+		if off >= raid.DataOffset && p.w.arrives(p.member, off) {
+			p.Drive.WriteAt(b, off)
+		}
+		return 0, errPower
+	}
+	return p.Drive.WriteAt(b, off)
+}
+
+func (p *port) Flush() error {
+	switch {
+	case p.w.off:
+		return errPower
+	case p.w.cutting:
+		if p.w.arrives(p.member, 1) {
+			p.Drive.Flush()
+		}
+		return errPower
+	}
+	return p.Drive.Flush()
+}
+
+// region is NVRAM with the world's power.
+type region struct {
+	*nvramtest.Region
+	w *world
+}
+
+func (r *region) ReadAt(b []byte, off int64) (int, error) {
+	if r.w.off {
+		return 0, errPower
+	}
+	return r.Region.ReadAt(b, off)
+}
+
+func (r *region) WriteAt(b []byte, off int64) (int, error) {
+	if r.w.off {
+		return 0, errPower
+	}
+	if r.w.step() {
+		r.w.faults.CutsInRegion++
+		r.w.off = true
+		r.Region.CutAt(1) // tears this write
+	}
+	return r.Region.WriteAt(b, off)
+}
+
+// array is the pool's array: the edge where operations are steps, and some mutations.
+type array struct {
+	*raid.Array
+	w *world
+}
+
+// do runs an operation that is one step.
+func (a *array) do(kind *int, f func() error) error {
+	w := a.w
+	if w.off {
+		return errPower
+	}
+	if !w.step() {
+		return f()
+	}
+	*kind++
+	w.cutting = true
+	f()
+	w.cutting, w.off = false, true
+	return errPower
+}
+
+func (a *array) WriteStripe(ctx context.Context, stripe, gen uint64, data [][]byte) error {
+	return a.do(&a.w.faults.CutsInStripe, func() error { return a.Array.WriteStripe(ctx, stripe, gen, data) })
+}
+
+func (a *array) Apply(ctx context.Context, u *raid.Update) error {
+	return a.do(&a.w.faults.CutsInApply, func() error { return a.Array.Apply(ctx, u) })
+}
+
+func (a *array) Flush(ctx context.Context) error {
+	switch a.w.mutation {
+	case SkipFlush:
+		return nil
+	case TrimBeforeFlush:
+		a.w.unflushed = true
+		return nil
+	}
+	return a.do(&a.w.faults.CutsInFlush, func() error { return a.Array.Flush(ctx) })
+}
+
+// log is the pool's log: its trims are waited for, so that the steps are the same again, and mutations.
+type log struct {
+	*nvram.Log
+	w    *world
+	held [][]nvram.Set // AckBeforeAppend, ApplyBeforeLog: answered, not yet appended
+}
+
+func (l *log) Append(ctx context.Context, sets ...nvram.Set) (uint64, error) {
+	switch l.w.mutation {
+	case AckBeforeAppend:
+		for _, h := range l.held {
+			if _, err := l.Log.Append(ctx, h...); err != nil {
+				return 0, err
+			}
+		}
+		l.held = append(l.held[:0], copySets(sets))
+		return l.Log.Stats().Next, nil
+	case SkipUpdateLog:
+		if sets[0].Kind >= nvram.KindUpdate {
+			return l.Log.Stats().Next, nil
+		}
+	case SkipMap:
+		if len(sets) == 1 && sets[0].Kind == nvram.KindInternal {
+			return l.Log.Stats().Next, nil
+		}
+	case SplitAppend:
+		if len(sets) > 1 {
+			if _, err := l.Log.Append(ctx, sets[0]); err != nil {
+				return 0, err
+			}
+			return l.Log.Append(ctx, sets[1:]...)
+		}
+	case ZerosAreForgotten:
+		for i := range sets {
+			sets[i].Extents = slices.DeleteFunc(sets[i].Extents, func(e nvram.Extent) bool { return e.Zero })
+		}
+	case ApplyBeforeLog:
+		for _, h := range l.held {
+			if _, err := l.Log.Append(ctx, h...); err != nil {
+				return 0, err
+			}
+		}
+		l.held = nil
+		if sets[0].Kind >= nvram.KindUpdate {
+			l.held = append(l.held, copySets(sets))
+			return l.Log.Stats().Next, nil
+		}
+	case TrimUpdatesEarly:
+		lsn, err := l.Log.Append(ctx, sets...)
+		if err == nil && sets[0].Kind >= nvram.KindUpdate {
+			l.TrimUpdates(lsn + 1)
+		}
+		return lsn, err
+	}
+	return l.Log.Append(ctx, sets...)
+}
+
+// copySets keeps sets beyond the call that owns their buffers.
+func copySets(sets []nvram.Set) []nvram.Set {
+	out := slices.Clone(sets)
+	for i := range out {
+		out[i].Extents = slices.Clone(out[i].Extents)
+		p := make([][]byte, len(out[i].Payload))
+		for j, b := range out[i].Payload {
+			p[j] = slices.Clone(b)
+		}
+		out[i].Payload = p
+	}
+	return out
+}
+
+// Trim returns when the log's tail moved.
+func (l *log) Trim(lsn uint64) {
+	if l.w.mutation == TrimEarly {
+		lsn += 2
+	}
+	l.Log.Trim(lsn)
+	for !l.w.off && l.Log.Err() == nil {
+		if s := l.Log.Stats(); s.Tail >= min(lsn, s.Acked) {
+			break
+		}
+		runtime.Gosched()
+	}
+	if l.w.unflushed {
+		l.w.unflushed = false
+		(&array{l.w.array, l.w}).do(&l.w.faults.CutsInFlush, func() error { return l.w.array.Flush(context.Background()) })
+	}
+}
+
+func (l *log) TrimUpdates(lsn uint64) {
+	l.Log.TrimUpdates(lsn)
+	for !l.w.off && l.Log.Err() == nil && l.Log.Stats().UpdateUsed != 0 {
+		runtime.Gosched()
+	}
+}
+
+func (l *log) Replay(fn func(uint64, nvram.Set) error) error {
+	return replay(l.w.mutation, l.Log, fn)
+}
+
+// source is an old log that a takeover replays.
+type source struct {
+	*nvram.Log
+	w *world
+}
+
+func (s *source) Replay(fn func(uint64, nvram.Set) error) error {
+	return replay(s.w.mutation, s.Log, fn)
+}
+
+func replay(m Mutation, l *nvram.Log, fn func(uint64, nvram.Set) error) error {
+	switch m {
+	case ReplayNoUpdates:
+		return l.Replay(func(lsn uint64, s nvram.Set) error {
+			if s.Kind >= nvram.KindUpdate {
+				return nil
+			}
+			return fn(lsn, s)
+		})
+	case ReplayReversed:
+		type one struct {
+			lsn uint64
+			set nvram.Set
+		}
+		var all []one
+		err := l.Replay(func(lsn uint64, s nvram.Set) error {
+			all = append(all, one{lsn, copySets([]nvram.Set{s})[0]})
+			return nil
+		})
+		for i := len(all) - 1; i >= 0 && err == nil; i-- {
+			err = fn(all[i].lsn, all[i].set)
+		}
+		return err
+	}
+	return l.Replay(fn)
+}
+
+func newWorld(seed uint64, m Mutation) *world {
+	w := &world{seed: seed, mutation: m, disks: raidtest.NewSet(seed, members, driveBytes), epoch: 1}
+	for i := range uint64(2) {
+		w.regions = append(w.regions, nvramtest.NewRegion(regionBytes, 512, seed+i))
+	}
+	return w
+}
+
+func (w *world) drives() []raid.Drive {
+	ds := w.disks.Drives("A")
+	for i := range ds {
+		ds[i] = &port{ds[i], w, i}
+		if slices.Contains(w.lost, i) {
+			ds[i] = nil
+		}
+	}
+	return ds
+}
+
+func (w *world) area() nvram.Area { return nvram.Area{Size: regionBytes} }
+
+func (w *world) random(b []byte) {
+	r := rand.New(rand.NewPCG(w.seed, uint64(w.steps)))
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+}
+
+func (w *world) options() shelf.Options {
+	return shelf.Options{Shelf: "sim", ExtentBlocks: extentBlocks, MaxLUNs: 6, MaxHosts: 4, BatchBlocks: 512, Inline: true, Random: w.random}
+}
+
+func (w *world) raidOptions() raid.Options {
+	return raid.Options{K: dataStrips, M: parityStrips, NoSpares: true, Random: w.random}
+}
+
+func (w *world) nvramOptions() nvram.Options { return nvram.Options{Epoch: w.epoch} }
+
+// create makes array, log and pool, with the power safe.
+func (w *world) create(ctx context.Context) error {
+	a, err := raid.Create(ctx, w.drives(), w.raidOptions())
+	if err != nil {
+		return err
+	}
+	if err := nvram.Format(&region{w.regions[0], w}, w.area(), nvram.FormatOptions{ID: logID(w), Epoch: w.epoch}); err != nil {
+		return err
+	}
+	l, err := nvram.Open(ctx, &region{w.regions[0], w}, w.area(), w.nvramOptions())
+	if err != nil {
+		return err
+	}
+	w.array, w.log = a, l
+	w.pool, err = shelf.CreatePool(ctx, &array{Array: a, w: w}, &log{Log: l, w: w}, w.options())
+	return err
+}
+
+func logID(w *world) (id nvram.ID) {
+	w.random(id[:])
+	id[0] |= 1
+	return id
+}
+
+// powerCut is what happens to the caches when the power is gone, and to everything that ran.
+func (w *world) powerCut() {
+	w.off = true
+	if w.pool != nil {
+		w.faults.count(w.pool.Status().Counters)
+		w.pool.Abort()
+	}
+	if w.log != nil {
+		w.log.Close()
+	}
+	if w.array != nil {
+		w.array.Close()
+	}
+	w.pool, w.log, w.array = nil, nil, nil
+	w.disks.PowerCut()
+	w.faults.Cuts++
+}
+
+func (w *world) powerOn() {
+	w.disks.PowerOn()
+	for _, r := range w.regions {
+		r.Restore()
+	}
+	w.off, w.steps, w.cutAt = false, 0, 0
+}
+
+// start opens array, log and pool. With takeover, the other region gets a new log at the next epoch, and the old
+// one is only a source.
+func (w *world) start(ctx context.Context, takeover bool) error {
+	a, err := raid.Open(ctx, w.drives(), w.raidOptions())
+	if err != nil {
+		return fmt.Errorf("open array: %w", err)
+	}
+	w.array = a
+	var sources []shelf.Source
+	if takeover {
+		old, err := nvram.Open(ctx, &region{w.regions[w.current], w}, w.area(), w.nvramOptions())
+		if err != nil {
+			return fmt.Errorf("open source: %w", err)
+		}
+		defer old.Close()
+		sources = []shelf.Source{&source{old, w}}
+		if err := w.formatOther(old.Stats().Next); err != nil {
+			return err
+		}
+	}
+	at := w.current
+	if takeover {
+		at = 1 - at
+	}
+	l, err := nvram.Open(ctx, &region{w.regions[at], w}, w.area(), w.nvramOptions())
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	w.log = l
+	p, err := shelf.OpenPool(ctx, &array{Array: a, w: w}, &log{Log: l, w: w}, sources, w.options())
+	if err != nil {
+		return fmt.Errorf("open pool: %w", err)
+	}
+	w.pool = p
+	if takeover {
+		// Here the label's flag would be cleared on a majority; the sim takes that step as done at once.
+		p.ReleaseSources()
+		w.current, w.taking = at, false
+		w.faults.Takeovers++
+	}
+	return nil
+}
+
+// formatOther makes the new owner's log, once for a takeover however often that is started again.
+func (w *world) formatOther(next uint64) error {
+	if w.taking {
+		return nil
+	}
+	err := nvram.Format(&region{w.regions[1-w.current], w}, w.area(), nvram.FormatOptions{ID: logID(w), Epoch: w.epoch + 1, FirstLSN: next})
+	if err == nil {
+		w.epoch++
+		w.taking = true
+	}
+	return err
+}
