@@ -168,11 +168,12 @@ func decodeCompareAndWrite(t *Task) error {
 	if err := t.checkRange(); err != nil {
 		return err
 	}
-	if t.blocks == 0 && t.OutLimit > 0 {
-		// A count of 256 does not fit the field. Data for no block are a mistake, not a wish.
+	t.OutTotal = 2 * int64(t.blocks) * int64(t.info.BlockBytes)
+	if t.OutLimit != t.OutTotal {
+		// Which half is to be compared would be a guess. It is also how a count of 256
+		// arrives, which the field cannot hold.
 		return badCDB(13, 7)
 	}
-	t.OutTotal = 2 * int64(t.blocks) * int64(t.info.BlockBytes)
 	return nil
 }
 

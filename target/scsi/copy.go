@@ -83,7 +83,7 @@ func decodeCopy(t *Task) error {
 	if t.OutTotal > 0 && t.OutTotal < copyHeaderBytes {
 		return illegal(ascParameterListLength)
 	}
-	if t.OutTotal > 64<<10 {
+	if t.OutTotal > maxCopyBytes {
 		return illegal(ascParameterListLength)
 	}
 	return nil
@@ -189,8 +189,13 @@ func (t *Task) copyTarget(d []byte, at int) (*unit, uint32, error) {
 	if d[0] != copyTargetType {
 		return nil, 0, illegal(ascUnsupportedTarget)
 	}
-	if d[1]&0xC0 != 0 || d[1]&0x1F != 0 {
-		return nil, 0, illegal(ascUnsupportedTarget) // a LUN of another kind than a disk's
+	// LU ID TYPE is not looked at: the designator below says it all, and libiscsi's suite sends
+	// reserved values that it wants served.
+	if d[1]&0x1F != 0 {
+		return nil, 0, illegal(ascUnsupportedTarget) // no disk
+	}
+	if d[1]&0x20 != 0 { // NUL: stands for no unit
+		return nil, 0, &sense{key: keyCopyAborted, code: ascCopyTargetUnreachable}
 	}
 	n := int(d[7])
 	if n > 20 {
@@ -237,7 +242,7 @@ func (t *Task) copyOne(s copySegment) error {
 	}{{s.from, s.fromLBA, opReads}, {s.to, s.toLBA, opWrites}} {
 		info := end.u.dev.Info()
 		if end.lba > info.Blocks || s.blocks > info.Blocks-end.lba {
-			return illegal(ascRange)
+			return &sense{key: keyCopyAborted, code: ascNone}
 		}
 		if end.op == opWrites && (info.ReadOnly || end.u.mode.Load()&modeWriteProtect != 0) {
 			return &sense{key: keyDataProtect, code: ascWriteProtected}

@@ -40,6 +40,9 @@ func decodeWriteSame(t *Task) error {
 	if noData := t.CDB[0] == 0x93 && t.CDB[1]&0x01 != 0; !noData {
 		t.OutTotal = int64(t.info.BlockBytes)
 	}
+	if t.OutLimit != t.OutTotal {
+		return badCDB(lengthField(t.CDB[0]), 7) // a block, and no more than a block
+	}
 	return nil
 }
 
@@ -50,9 +53,6 @@ func maxWriteSameBlocks(i target.Info) uint64 { return 1 << 40 / uint64(i.BlockB
 func writeSame(t *Task) error {
 	var block []byte
 	if t.OutTotal > 0 {
-		if t.OutWanted < t.OutTotal {
-			return badCDB(lengthField(t.CDB[0]), 7)
-		}
 		if block = t.Out[0]; isZero(block) {
 			block = nil
 		}
