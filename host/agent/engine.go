@@ -1,0 +1,45 @@
+package agent
+
+import (
+	"context"
+
+	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/target"
+)
+
+// VolumeInfo is a volume as the engine knows it.
+type VolumeInfo struct {
+	Name      string
+	UUID      [16]byte
+	SizeBytes int64
+	Figures   api.Figures
+	Cache     api.Cache
+}
+
+// EngineStats are the store's figures.
+type EngineStats struct {
+	Store   string
+	Figures api.Figures
+	Cache   api.Cache
+	Paths   []api.Path
+}
+
+// Engine is what keeps volumes: the store on the shelf's LUNs (storeEngine), or memory in tests. Errors
+// of requests are those of package store. All methods may be called concurrently.
+type Engine interface {
+	CreateVolume(ctx context.Context, name string, bytes int64) error
+	ResizeVolume(ctx context.Context, name string, bytes int64) error
+	DeleteVolume(ctx context.Context, name string) error
+	Volumes() []VolumeInfo
+	// Device is the volume as the target engine serves it; it stays valid through a resize.
+	Device(name string) (target.Device, error)
+	Stats() EngineStats
+	// Err is why the engine stopped for good; nil while it works.
+	Err() error
+	// Close makes everything durable that can be within ctx, and waits for every goroutine.
+	Close(ctx context.Context) error
+}
+
+// OpenEngine opens the engine on the LUNs that the shelf granted. It may take as long as ctx lives:
+// it waits for paths.
+type OpenEngine func(ctx context.Context, g api.Grant) (Engine, error)

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"github.com/ledge-storage/ledge/host/api"
+)
+
+// maxRequests bounds the requests that are served at once.
+const maxRequests = 32
+
+// handler is the API of package api.
+func (a *Agent) handler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, f func(r *http.Request) (int, any, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			status, out, err := f(r)
+			if err != nil {
+				var e *api.Error
+				if !errors.As(answer(r.Method, r.URL.Path, err), &e) {
+					e = refuse(http.StatusInternalServerError, "", "%v", err)
+				}
+				status, out = e.Status, e
+			}
+			reply(w, status, out)
+		})
+	}
+	handle("GET /v1/status", func(*http.Request) (int, any, error) { return http.StatusOK, a.status(), nil })
+	handle("GET /v1/volumes", func(*http.Request) (int, any, error) {
+		v, err := a.volumes()
+		return http.StatusOK, map[string]any{"volumes": v}, err
+	})
+	handle("POST /v1/volumes", func(r *http.Request) (int, any, error) {
+		var name string
+		var size int64
+		if err := body(r, func(o *object) {
+			o.text("name", &name, "1 to 63 of a-z, 0-9 and -, beginning with a letter or digit", volumeName.MatchString)
+			requiredSize(o, &size)
+		}); err != nil {
+			return 0, nil, err
+		}
+		v, err := a.createVolume(r.Context(), name, size)
+		return http.StatusCreated, v, err
+	})
+	handle("GET /v1/volumes/{name}", func(r *http.Request) (int, any, error) {
+		v, err := a.volume(r.PathValue("name"))
+		return http.StatusOK, v, err
+	})
+	handle("DELETE /v1/volumes/{name}", func(r *http.Request) (int, any, error) {
+		err := a.deleteVolume(r.Context(), r.PathValue("name"), r.URL.Query().Get("force") == "true")
+		return http.StatusNoContent, nil, err
+	})
+	handle("POST /v1/volumes/{name}/resize", func(r *http.Request) (int, any, error) {
+		var size int64
+		var shrink bool
+		if err := body(r, func(o *object) {
+			requiredSize(o, &size)
+			o.flag("shrink", &shrink)
+		}); err != nil {
+			return 0, nil, err
+		}
+		v, err := a.resizeVolume(r.Context(), r.PathValue("name"), size, shrink)
+		return http.StatusOK, v, err
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, http.StatusNotFound, refuse(0, "see package host/api for the contract", "no %s %s here", clip(r.Method), clip(r.URL.Path)))
+	})
+	turn := make(chan struct{}, maxRequests)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case turn <- struct{}{}:
+			defer func() { <-turn }()
+			mux.ServeHTTP(w, r)
+		default:
+			reply(w, http.StatusServiceUnavailable, refuse(0, "ask again", "%d requests are being served", maxRequests))
+		}
+	})
+}
+
+func reply(w http.ResponseWriter, status int, out any) {
+	if out == nil {
+		w.WriteHeader(status)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.Encode(out) // a client that went away is no error of ours
+}
+
+// requiredSize takes any whole number: what a volume's size may be, checkSize says in its own words.
+func requiredSize(o *object, size *int64) {
+	v, ok := o.take("size_bytes")
+	if !ok {
+		o.missing("size_bytes", "a whole number of bytes")
+		return
+	}
+	if json.Unmarshal(v, size) != nil || string(v) == "null" {
+		o.fail("size_bytes", v, "a whole number of bytes")
+	}
+}
+
+// body reads a request's object strictly.
+func body(r *http.Request, fields func(o *object)) error {
+	b, err := readAll(r)
+	if err != nil {
+		return err
+	}
+	if err := syntax(b); err != nil {
+		return refuse(http.StatusBadRequest, "", "the body is no JSON object: %v", err)
+	}
+	var errs []error
+	o := parseObject(b, "", &errs)
+	fields(o)
+	o.end()
+	if len(errs) > 0 {
+		return refuse(http.StatusBadRequest, "", "%v", errors.Join(errs...))
+	}
+	return nil
+}

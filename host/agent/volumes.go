@@ -1,0 +1,262 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"sort"
+
+	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/host/store"
+	"github.com/ledge-storage/ledge/target"
+	"github.com/ledge-storage/ledge/target/scsi"
+)
+
+// Limits on volumes.
+const (
+	MaxVolumes     = 256
+	MaxVolumeBytes = 64 * tib
+	VolumeStep     = 4 * kib
+	volumeLUN      = 0
+)
+
+var volumeName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+// IQN is the name of a volume's target: one target for each, so that an initiator attaches just what it wants.
+func IQN(volume string) string { return "iqn.2026-11.io.ledge:" + volume }
+
+// refuse makes the answer of a request that failed.
+func refuse(status int, hint, format string, args ...any) *api.Error {
+	return &api.Error{Status: status, Message: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+func checkName(name string) error {
+	if !volumeName.MatchString(name) {
+		return refuse(http.StatusBadRequest, "choose a name such as db-1", "volume name %q: want 1 to 63 of a-z, 0-9 and -, beginning with a letter or digit", clip(name))
+	}
+	return nil
+}
+
+// clip keeps a stranger's words short in an answer.
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}
+
+func checkSize(n int64) error {
+	switch {
+	case n <= 0:
+		return refuse(http.StatusBadRequest, "", "size of %d bytes: want at least %d", n, VolumeStep)
+	case n > MaxVolumeBytes:
+		return refuse(http.StatusBadRequest, "create several volumes", "size of %s (%d bytes): the largest volume is %s (%d bytes)", api.FormatSize(n), n, api.FormatSize(MaxVolumeBytes), int64(MaxVolumeBytes))
+	case n%VolumeStep != 0:
+		return refuse(http.StatusBadRequest, fmt.Sprintf("%d or %d", n/VolumeStep*VolumeStep, (n/VolumeStep+1)*VolumeStep), "size of %d bytes is no multiple of %d", n, VolumeStep)
+	}
+	return nil
+}
+
+// answer turns the engine's errors into the API's.
+func answer(op, name string, err error) error {
+	var e *api.Error
+	if err == nil || errors.As(err, &e) {
+		return err
+	}
+	status, hint := http.StatusInternalServerError, "see the agent's log, and 'ledge host status'"
+	switch {
+	case errors.Is(err, store.ErrExists):
+		status, hint = http.StatusConflict, "'ledge volume list' shows what exists"
+	case errors.Is(err, store.ErrNotFound):
+		status, hint = http.StatusNotFound, "'ledge volume list' shows what exists"
+	case errors.Is(err, store.ErrName), errors.Is(err, store.ErrSize):
+		status, hint = http.StatusBadRequest, ""
+	case errors.Is(err, store.ErrLimit):
+		status, hint = http.StatusConflict, "delete a volume"
+	case errors.Is(err, target.ErrNoSpace):
+		status, hint = http.StatusInsufficientStorage, "delete volumes, or add members to the pool"
+	case errors.Is(err, store.ErrFenced):
+		status, hint = http.StatusServiceUnavailable, "another host has opened this store; this agent ends"
+	case errors.Is(err, store.ErrFailed), errors.Is(err, store.ErrClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		status, hint = http.StatusServiceUnavailable, "ask again in a moment; 'ledge host status' tells why"
+	}
+	return refuse(status, hint, "%s volume %q: %v", op, clip(name), err)
+}
+
+// current is the engine while it serves.
+func (a *Agent) current() (Engine, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.engine != nil {
+		return a.engine, nil
+	}
+	why := ""
+	if a.failure != nil {
+		why = ": " + a.failure.Error()
+	}
+	return nil, refuse(http.StatusServiceUnavailable, "'ledge host status' shows what the agent waits for", "the agent is not serving yet (%s)%s", a.phase, why)
+}
+
+// change runs f as the only change of volumes.
+func (a *Agent) change(ctx context.Context, f func(Engine) error) error {
+	select {
+	case a.admin <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-a.admin }()
+	e, err := a.current()
+	if err != nil {
+		return err
+	}
+	return f(e)
+}
+
+// export makes the volume's target and adds it to the portal.
+func (a *Agent) export(e Engine, name string) (*scsi.Target, error) {
+	dev, err := e.Device(name)
+	if err != nil {
+		return nil, err
+	}
+	t := scsi.NewTarget(IQN(name), scsi.Options{})
+	if err := t.Attach(volumeLUN, dev, scsi.UnitOptions{}); err != nil {
+		return nil, err
+	}
+	return t, a.server.AddTarget(t)
+}
+
+func (a *Agent) createVolume(ctx context.Context, name string, bytes int64) (v api.Volume, err error) {
+	if err := checkName(name); err != nil {
+		return v, err
+	}
+	if err := checkSize(bytes); err != nil {
+		return v, err
+	}
+	err = a.change(ctx, func(e Engine) error {
+		if n := len(e.Volumes()); n >= MaxVolumes {
+			return refuse(http.StatusConflict, "delete a volume", "%d volumes exist, and an agent takes no more", n)
+		}
+		if err := e.CreateVolume(ctx, name, bytes); err != nil {
+			return answer("create", name, err)
+		}
+		t, err := a.export(e, name)
+		if err != nil {
+			return answer("export", name, err)
+		}
+		a.mu.Lock()
+		a.targets[name] = t
+		a.mu.Unlock()
+		a.log.Info("volume created", "volume", name, "bytes", bytes)
+		return nil
+	})
+	if err != nil {
+		return v, err
+	}
+	return a.volume(name)
+}
+
+func (a *Agent) resizeVolume(ctx context.Context, name string, bytes int64, shrink bool) (v api.Volume, err error) {
+	if err := checkSize(bytes); err != nil {
+		return v, err
+	}
+	err = a.change(ctx, func(e Engine) error {
+		old, err := a.volume(name)
+		if err != nil {
+			return err
+		}
+		if bytes < old.SizeBytes && !shrink {
+			return refuse(http.StatusConflict, "pass --shrink if the data beyond the new end may be lost", "volume %q has %s; %s would cut off its end", name, api.FormatSize(old.SizeBytes), api.FormatSize(bytes))
+		}
+		if err := e.ResizeVolume(ctx, name, bytes); err != nil {
+			return answer("resize", name, err)
+		}
+		a.mu.Lock()
+		t := a.targets[name]
+		a.mu.Unlock()
+		if t != nil {
+			t.Changed(volumeLUN)
+		}
+		a.log.Info("volume resized", "volume", name, "from", old.SizeBytes, "to", bytes)
+		return nil
+	})
+	if err != nil {
+		return v, err
+	}
+	return a.volume(name)
+}
+
+// deleteVolume takes the target away first, so that no initiator writes to what is going.
+func (a *Agent) deleteVolume(ctx context.Context, name string, force bool) error {
+	return a.change(ctx, func(e Engine) error {
+		v, err := a.volume(name)
+		if err != nil {
+			return err
+		}
+		if v.Sessions > 0 && !force {
+			return refuse(http.StatusConflict, "log the initiators out, or pass --force", "volume %q is in use by %d session(s)", name, v.Sessions)
+		}
+		a.server.RemoveTarget(IQN(name))
+		a.mu.Lock()
+		delete(a.targets, name)
+		a.mu.Unlock()
+		if err := e.DeleteVolume(ctx, name); err != nil {
+			if t, again := a.export(e, name); again == nil {
+				a.mu.Lock()
+				a.targets[name] = t
+				a.mu.Unlock()
+			}
+			return answer("delete", name, err)
+		}
+		a.log.Info("volume deleted", "volume", name)
+		return nil
+	})
+}
+
+func (a *Agent) volumes() ([]api.Volume, error) {
+	e, err := a.current()
+	if err != nil {
+		return nil, err
+	}
+	sessions := a.sessions()
+	out := []api.Volume{}
+	for _, v := range e.Volumes() {
+		out = append(out, api.Volume{
+			Name: v.Name, UUID: formatUUID(v.UUID), SizeBytes: v.SizeBytes, Figures: v.Figures, Cache: v.Cache,
+			IQN: IQN(v.Name), LUN: volumeLUN, Portal: a.cfg.Portal, Sessions: sessions[IQN(v.Name)],
+		})
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out, nil
+}
+
+func (a *Agent) volume(name string) (api.Volume, error) {
+	all, err := a.volumes()
+	if err != nil {
+		return api.Volume{}, err
+	}
+	for _, v := range all {
+		if v.Name == name {
+			return v, nil
+		}
+	}
+	return api.Volume{}, refuse(http.StatusNotFound, "'ledge volume list' shows what exists", "no volume %q", clip(name))
+}
+
+func formatUUID(u [16]byte) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+// sessions counts the initiators of each target.
+func (a *Agent) sessions() map[string]int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := map[string]int{}
+	for _, t := range a.targets {
+		if c, ok := any(t).(interface{ Sessions() int }); ok {
+			n[t.Name()] = c.Sessions()
+		}
+	}
+	return n
+}

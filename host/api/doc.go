@@ -1,0 +1,20 @@
+// Package api is what the programs of a host say to each other and to a shelf: the agent's API over
+// HTTP (its JSON, its client) and a client of the shelf's.
+//
+// It owns the words of the agent's API and nothing of its workings. Bodies are bounded in both
+// directions, and a server that answers something else gets an error that says who answered.
+//
+// # The agent's API
+//
+// On a unix socket whose file mode is the access control. JSON objects, at most 64 KiB; sizes are bytes.
+//
+//	GET    /v1/status                → Status
+//	GET    /v1/volumes               → {volumes: [Volume…]}
+//	POST   /v1/volumes               {name, size_bytes} → 201 Volume
+//	GET    /v1/volumes/{name}        → Volume
+//	DELETE /v1/volumes/{name}        → 204; 409 while sessions use it, without ?force=true
+//	POST   /v1/volumes/{name}/resize {size_bytes, shrink?: bool} → Volume; 409 to shrink without shrink
+//
+// Errors are {"error": "...", "hint": "..."}: 400 the request is wrong, 404 no such volume, 409 the state
+// forbids it, 413 the body is too large, 503 the agent is not serving yet, 507 the pool is full.
+package api

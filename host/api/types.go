@@ -1,0 +1,133 @@
+package api
+
+import "time"
+
+// Phases of an agent, in their order. It goes back to joining when the store has to be opened anew.
+const (
+	PhaseJoining = "joining" // looking for a controller that owns the pool
+	PhaseOpening = "opening" // sessions, recovery of the store
+	PhaseServing = "serving"
+	PhaseClosing = "closing"
+)
+
+// Path is one session of the agent to a portal of the shelf.
+type Path struct {
+	LUN       string `json:"lun"` // journal or store
+	Portal    string `json:"portal"`
+	Connected bool   `json:"connected"`
+	State     string `json:"state"` // optimized, standby, …, down
+	InUse     bool   `json:"in_use"`
+	Error     string `json:"error,omitempty"`
+}
+
+// Cache tells how well reads are served without the shelf.
+type Cache struct {
+	Hits    uint64  `json:"hits"`
+	Misses  uint64  `json:"misses"`
+	HitRate float64 `json:"hit_rate"` // 0 to 1; 0 before the first read
+	Bytes   int64   `json:"bytes"`    // held; size of the cache in a Status
+	Size    int64   `json:"size_bytes"`
+}
+
+// Figures are what data take: as written, after dedup, after compression with metadata.
+type Figures struct {
+	LogicalBytes     int64   `json:"logical_bytes"`
+	UniqueBytes      int64   `json:"unique_bytes"`
+	StoredBytes      int64   `json:"stored_bytes"`
+	PendingBytes     int64   `json:"pending_bytes"` // acknowledged, not packed yet
+	DedupRatio       float64 `json:"dedup_ratio"`
+	CompressionRatio float64 `json:"compression_ratio"`
+}
+
+// Volume is one virtual disk.
+type Volume struct {
+	Name      string `json:"name"`
+	UUID      string `json:"uuid"`
+	SizeBytes int64  `json:"size_bytes"`
+	Figures
+	Cache    Cache  `json:"cache"`
+	IQN      string `json:"iqn"`
+	LUN      uint16 `json:"lun"`
+	Portal   string `json:"portal"`
+	Sessions int    `json:"sessions"` // of initiators
+}
+
+// Status of an agent.
+type Status struct {
+	Host      string `json:"host"`
+	Initiator string `json:"initiator"`
+	Version   string `json:"version"`
+	Phase     string `json:"phase"`
+	// Trouble is why the phase is not serving, or what failed last; "" where nothing did.
+	Trouble string    `json:"trouble,omitempty"`
+	Since   time.Time `json:"since"` // of the phase
+	Portal  string    `json:"portal"`
+	Store   string    `json:"store,omitempty"` // UUID
+	Figures
+	Cache         Cache  `json:"cache"`
+	Volumes       int    `json:"volumes"`
+	Sessions      int    `json:"sessions"`
+	Paths         []Path `json:"paths"`
+	MaxVolumes    int    `json:"max_volumes"`
+	MaxSizeBytes  int64  `json:"max_volume_bytes"`
+	SizeStepBytes int64  `json:"volume_step_bytes"`
+}
+
+// CreateRequest and ResizeRequest are the bodies of the two POSTs.
+type CreateRequest struct {
+	Name      string `json:"name"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+type ResizeRequest struct {
+	SizeBytes int64 `json:"size_bytes"`
+	Shrink    bool  `json:"shrink"`
+}
+
+// Grant is a shelf's answer to a host that joins.
+type Grant struct {
+	Target     string   `json:"target"`
+	Portals    []string `json:"portals"`
+	JournalLUN uint32   `json:"journal_lun"`
+	StoreLUN   uint32   `json:"store_lun"`
+}
+
+// Shelf is one controller's status.
+type Shelf struct {
+	Shelf      string `json:"shelf"`
+	Controller string `json:"controller"`
+	Role       string `json:"role"`
+	Phase      string `json:"phase"`
+	Epoch      uint64 `json:"epoch"`
+	Owner      string `json:"owner"`
+	Partner    struct {
+		Connected bool   `json:"connected"`
+		Mirror    string `json:"mirror"`
+	} `json:"partner"`
+	NVRAM struct {
+		Size int64 `json:"size"`
+		Used int64 `json:"used"`
+	} `json:"nvram"`
+	Pool *struct {
+		UUID           string `json:"uuid"`
+		CapacityBytes  int64  `json:"capacity_bytes"`
+		AllocatedBytes int64  `json:"allocated_bytes"`
+		State          string `json:"state"`
+	} `json:"pool"`
+	Members []struct {
+		Index  int    `json:"index"`
+		Path   string `json:"path"`
+		State  string `json:"state"`
+		Errors uint64 `json:"errors"`
+	} `json:"members"`
+	LUNs []struct {
+		ID             uint32 `json:"id"`
+		LUN            uint32 `json:"lun"`
+		Name           string `json:"name"`
+		Kind           string `json:"kind"`
+		SizeBytes      int64  `json:"size_bytes"`
+		AllocatedBytes int64  `json:"allocated_bytes"`
+	} `json:"luns"`
+	ServingSince *time.Time `json:"serving_since"`
+	Trouble      string     `json:"trouble,omitempty"`
+	Version      string     `json:"version"`
+}
