@@ -258,10 +258,14 @@ func TestPowerCutStandby(t *testing.T) {
 	cuts := 0
 	for n := 1; ; n++ {
 		w := newWorld(t, uint64(n))
-		if err := w.start(w.mirror()); err != nil {
+		m := w.mirror()
+		w.standby.CutAt(n)
+		if err := w.start(m); err != nil {
 			t.Fatal(err)
 		}
-		w.standby.CutAt(n)
+		for w.log.Stats().Mirror != nvram.MirrorInSync && !w.standby.Off() {
+			time.Sleep(time.Millisecond / 2)
+		}
 		if err := w.work(16); err != nil {
 			t.Fatal(err)
 		}

@@ -297,7 +297,7 @@ func (l *Log) Close() error {
 	if failed {
 		return nil // nothing that failed is touched again; the next Open looks at it
 	}
-	return l.writeTails()
+	return l.writeTails(true)
 }
 
 func (l *Log) poke(c chan struct{}) {

@@ -24,7 +24,7 @@ func (l *Log) trimmer() {
 		case <-l.stop:
 			return
 		}
-		if err := l.writeTails(); err != nil {
+		if err := l.writeTails(false); err != nil {
 			l.mu.Lock()
 			l.fail(err)
 			l.mu.Unlock()
@@ -33,8 +33,8 @@ func (l *Log) trimmer() {
 }
 
 // writeTails makes the tails that Trim wants durable, then frees the room below. The mirror hears of a tail
-// (Session.Next) before any frame that reuses the room.
-func (l *Log) writeTails() error {
+// (Session.Next) before any frame that reuses the room. always: also when none moved, for the sake of acked.
+func (l *Log) writeTails(always bool) error {
 	l.mu.Lock()
 	sb, moved := l.sb, false
 	for i := range lanes {
@@ -47,7 +47,7 @@ func (l *Log) writeTails() error {
 	}
 	sb.acked = l.acked
 	l.mu.Unlock()
-	if !moved {
+	if !moved && !always {
 		return nil
 	}
 	buf := GetBuffer(1)

@@ -1,0 +1,202 @@
+package nvram_test
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ledge-storage/ledge/nvram"
+	"github.com/ledge-storage/ledge/nvram/nvramtest"
+)
+
+// tornFirst leaves a region in which record 2 was never written and record 3, in flight beside it, was.
+func tornFirst(t *testing.T) *nvramtest.Region {
+	r := newRegion(1)
+	format(t, r)
+	l := open(t, r, nvram.Options{Pipeline: 2})
+	mustAppend(t, l, set(1, 0, 1))
+	gate, held := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.Hold = func(off int64, _ int) {
+		if first := off == smallArea.Off+4*block; first {
+			once.Do(func() { close(held) })
+			<-gate
+		}
+	}
+	var appends sync.WaitGroup
+	appends.Go(func() { l.Append(t.Context(), set(2, 0, 1)) })
+	<-held
+	writes := r.Writes()
+	appends.Go(func() { l.Append(t.Context(), set(3, 0, 1)) })
+	for r.Writes() == writes {
+		time.Sleep(time.Millisecond)
+	}
+	var image []byte
+	for { // until the second write is over
+		image = r.Bytes()
+		if string(image[smallArea.Off+6*block:][:8]) == "LEDGEREC" {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	close(gate)
+	appends.Wait()
+	l.Close()
+	crashed := newRegion(2)
+	crashed.Load(image)
+	return crashed
+}
+
+// The record after a torn one is whole; it must not come back, not even once the torn one's place was filled anew.
+func TestStaleRecordOfEarlierRun(t *testing.T) {
+	r := tornFirst(t)
+	l := open(t, r, nvram.Options{})
+	if got, err := replayed(l); err != nil || fmt.Sprint(got) != "map[1:1]" {
+		t.Fatalf("after the crash: %v, %v", got, err)
+	}
+	if lsn := mustAppend(t, l, set(4, 0, 1)); lsn != 2 {
+		t.Fatalf("lsn %d", lsn)
+	}
+	l.Close()
+	l = open(t, r, nvram.Options{})
+	defer l.Close()
+	if got, err := replayed(l); err != nil || fmt.Sprint(got) != "map[1:1 4:2]" {
+		t.Fatalf("in the next run: %v, %v", got, err)
+	}
+}
+
+// Rot in an acknowledged record is not taken for the end of the log, wherever it is, nor is a superblock that went
+// back in time.
+func TestRotIsNotTheEnd(t *testing.T) {
+	r := newRegion(1)
+	format(t, r)
+	l := open(t, r, nvram.Options{})
+	for i := uint64(1); i <= 6; i++ {
+		mustAppend(t, l, set(i, 0, 1))
+	}
+	l.Close()
+	image := r.Bytes()
+	for i := range int64(6) {
+		for _, at := range []int64{0, 20, 70, 96, block - 1, block, 2*block - 1} {
+			r.Load(image)
+			r.Flip(smallArea.Off + (2+2*i)*block + at)
+			if _, err := nvram.Open(t.Context(), r, smallArea, nvram.Options{ID: logID, Epoch: 1}); !errors.Is(err, nvram.ErrCorrupt) {
+				t.Fatalf("record %d, byte %d: %v", i+1, at, err)
+			}
+		}
+	}
+	r.Load(image)
+	r.Flip(smallArea.Off + 100) // either superblock may rot
+	open(t, r, nvram.Options{}).Close()
+	r.Load(image)
+	r.Flip(smallArea.Off + block + 100)
+	open(t, r, nvram.Options{}).Close()
+	r.Flip(smallArea.Off + 100)
+	r.Flip(smallArea.Off + block + 101)
+	if _, err := nvram.Open(t.Context(), r, smallArea, nvram.Options{ID: logID, Epoch: 1}); err != nil && !errors.Is(err, nvram.ErrCorrupt) {
+		t.Fatal(err)
+	}
+}
+
+// What a mirror says of itself outlives its power.
+func TestMirrorKnowsItself(t *testing.T) {
+	own, other := newRegion(1), newRegion(2)
+	format(t, own)
+	l := open(t, own, nvram.Options{})
+	defer l.Close()
+	for i := uint64(1); i <= 4; i++ {
+		mustAppend(t, l, set(i, 0, 1))
+	}
+	feed := &grab{}
+	l2 := newRegion(3)
+	l2.Load(own.Bytes())
+	fed, err := nvram.Open(t.Context(), l2, smallArea, nvram.Options{ID: logID, Epoch: 1, Replicator: feed, MirrorTimeout: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fed.Close()
+	reopen := func(complete bool) *nvram.Mirror {
+		t.Helper()
+		m, err := nvram.OpenMirror(other, smallArea)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Complete(logID, 1) != complete {
+			t.Fatalf("complete is %v: %+v", !complete, m.State())
+		}
+		if err := m.Replay(func(uint64, nvram.Set) error { return nil }); (err == nil) != complete || !complete && !errors.Is(err, nvram.ErrStale) {
+			t.Fatal(err)
+		}
+		return m
+	}
+	m := reopen(false)
+	s, st := feed.begin(t, m)
+	if !st.Full {
+		t.Fatalf("%+v", st)
+	}
+	if err := m.Begin(st); err != nil {
+		t.Fatal(err)
+	}
+	reopen(false)
+	for {
+		it, err := s.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if it.Kind == nvram.ItemComplete {
+			if err := m.MarkComplete(it.LSN + 1); !errors.Is(err, nvram.ErrInvalid) {
+				t.Fatalf("complete beyond its end: %v", err)
+			}
+			if err := m.MarkComplete(it.LSN); err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+		for name, bad := range map[string]nvram.Item{
+			"lsn":    {LSN: it.LSN + 1, Off: it.Off, Frame: it.Frame},
+			"offset": {LSN: it.LSN, Off: it.Off + block, Frame: it.Frame},
+			"short":  {LSN: it.LSN, Off: it.Off, Frame: it.Frame[:block]},
+		} {
+			if _, err := m.Write(bad.LSN, bad.Off, bad.Frame); !errors.Is(err, nvram.ErrInvalid) && !errors.Is(err, nvram.ErrCorrupt) {
+				t.Fatalf("frame with a wrong %s: %v", name, err)
+			}
+		}
+		if _, err := m.Write(it.LSN, it.Off, it.Frame); err != nil {
+			t.Fatal(err)
+		}
+		reopen(false)
+		it.Release()
+	}
+	m = reopen(true)
+	if err := m.Begin(nvram.Start{ID: logID, Epoch: 0, Run: 9, Bytes: st.Bytes, Tail: st.Tail, Head: st.Head}); !errors.Is(err, nvram.ErrStale) {
+		t.Fatalf("an older epoch: %v", err)
+	}
+	tail := st.Tail
+	tail[0] = nvram.Position{LSN: 9, Off: tail[0].Off + 10*block, Seq: tail[0].Seq + 5} // beyond what it has
+	if err := m.Trim(tail); err != nil {
+		t.Fatal(err)
+	}
+	reopen(false)
+}
+
+// grab is a Replicator that leaves the feed to the test.
+type grab struct{ feed *nvram.Feed }
+
+func (g *grab) Attach(f *nvram.Feed) { g.feed = f }
+func (g *grab) Detach()              {}
+
+// begin waits until the log is solo, which a full session of a log with content needs.
+func (g *grab) begin(t *testing.T, m *nvram.Mirror) (*nvram.Session, nvram.Start) {
+	for {
+		s, st, err := g.feed.Begin(m.State())
+		if err == nil {
+			return s, st
+		}
+		if !errors.Is(err, nvram.ErrSoloFirst) {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
