@@ -120,12 +120,11 @@ func (l *Lab) virtualController(side string) ([]string, error) {
 	if err := writeJSON(l.path(side, "shelf.json"), 0o600, c); err != nil {
 		return nil, err
 	}
-	p, mac, server := l.o.Ports, "02:1e:d6:e0:0a:0", "on"
+	p, mac := l.o.Ports, "02:1e:d6:e0:0a:0"
 	portal, apiPort := p.PortalA, p.APIA
 	if side == "B" {
-		mac, portal, apiPort, server = "02:1e:d6:e0:0b:0", p.PortalB, p.APIB, "off"
+		mac, portal, apiPort = "02:1e:d6:e0:0b:0", p.PortalB, p.APIB
 	}
-	link := "stream,id=link,server=" + server + ",addr.type=unix,addr.path=partner.sock"
 	guest := b.Links.Management.Address(side).Addr().String()
 	args := []string{"qemu-system-x86_64",
 		"-name", "ledge-" + side, "-nodefaults", "-display", "none", "-no-user-config",
@@ -136,7 +135,7 @@ func (l *Lab) virtualController(side string) ([]string, error) {
 		"-netdev", fmt.Sprintf("user,id=management,restrict=on,hostfwd=tcp:127.0.0.1:%d-%s:%s,hostfwd=tcp:127.0.0.1:%d-%s:%s",
 			portal, guest, guestPortal, apiPort, guest, guestAPI),
 		"-device", "virtio-net-pci,netdev=management,addr=" + slot(b.Links.Management.Device) + ",mac=" + mac + "1",
-		"-netdev", link,
+		"-netdev", "stream,id=link,server=on,addr.type=unix,addr.path=" + side + "/partner.sock", // see Cable
 		"-device", "virtio-net-pci,netdev=link,addr=" + slot(b.Links.Partner.Device) + ",mac=" + mac + "2",
 		"-device", "virtio-rng-pci",
 		// A watchdog that fires resets the controller, as on a real board.

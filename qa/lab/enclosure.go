@@ -22,13 +22,24 @@ func (l *Lab) newEnclosure() *Part {
 		command: func() ([]string, error) {
 			return []string{"tgtd", "-f", "-C", l.controlPort(), "--iscsi", "portal=" + loopback(l.o.Ports.Enclosure)}, nil
 		},
-		// tgtd leaves by command; SIGTERM it ignores while initiators are logged in.
-		gently: func() error { return l.tgtadm("--mode", "system", "--op", "delete", "--force") },
+		// tgtd ignores SIGTERM; it leaves by command, when it has no target any more.
+		gently: func() error {
+			if err := l.tgtadm("--op", "delete", "--mode", "target", "--tid", "1", "--force"); err != nil {
+				return err
+			}
+			return l.tgtadm("--op", "delete", "--mode", "system")
+		},
 	}
 }
 
-// controlPort is tgtd's: the TCP port's number, which is ours on this machine.
-func (l *Lab) controlPort() string { return strconv.Itoa(l.o.Ports.Enclosure) }
+// controlPort is tgtd's: made of the TCP port's number, which is ours on this machine; tgtd takes 15 bits of it.
+func (l *Lab) controlPort() string { return strconv.Itoa(l.o.Ports.Enclosure & (1<<15 - 1)) }
+
+// sweepEnclosure removes the control socket of a tgtd that was killed.
+func (l *Lab) sweepEnclosure() {
+	os.Remove("/var/run/tgtd/socket." + l.controlPort())
+	os.Remove("/var/run/tgtd/socket." + l.controlPort() + ".lock")
+}
 
 func (l *Lab) tgtadm(args ...string) error {
 	args = append([]string{"-C", l.controlPort(), "--lld", "iscsi"}, args...)

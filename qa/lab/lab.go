@@ -24,7 +24,7 @@
 //	nvram/A.img    NVRAM of a controller  nvram/B.img
 //	A/ B/          shelf.json (0600), console.log, console.sock, qmp.sock
 //	enclosure.log  tgtd's output
-//	partner.sock   the partner link
+//	partner.sock   the partner link (form local; else A/partner.sock and B/partner.sock, see Cable)
 //	shelf.json     where `ledge shelf` finds the controllers, 0600
 //	hostd.json     the agent's configuration, 0600;  hostd.sock its API;  hostd.log;  cache.img
 package lab
@@ -136,6 +136,8 @@ type Lab struct {
 
 	// Enclosure is nil in form local.
 	Enclosure *Part
+	// Cable is the partner link; nil in form local.
+	Cable *Cable
 	// A and B are the controllers.
 	A, B *Controller
 	// Agent is hostd.
@@ -195,6 +197,7 @@ func (l *Lab) prepare() error {
 	}
 	if !l.o.Local {
 		l.Enclosure = l.newEnclosure()
+		l.Cable = newCable(l.path("A", "partner.sock"), l.path("B", "partner.sock"))
 	}
 	l.A, l.B = l.newController("A"), l.newController("B")
 	l.Agent = l.newAgent()
@@ -258,8 +261,12 @@ func (l *Lab) Close() error {
 		go func() { done <- l.B.End() }()
 		errs = append(errs, l.A.End(), <-done)
 	}
+	if l.Cable != nil {
+		l.Cable.close()
+	}
 	if l.Enclosure != nil {
 		errs = append(errs, l.Enclosure.End())
+		l.sweepEnclosure()
 	}
 	l.lock.Close()
 	return errors.Join(errs...)
