@@ -1,0 +1,62 @@
+# Ledge. `make help` lists the targets; `make run` starts everything on this machine.
+GO      ?= go
+BIN     := build/bin
+IMAGE   := build/image
+RUN     ?= run
+PORT    ?= 3260
+FLAGS   := -trimpath -ldflags '-s -w -buildid='
+MAINS   := ./firmware/shelfd ./host/hostd ./host/ledge ./qa/lab/ledgelab
+# Packages whose tests boot the image or measure: they have targets of their own.
+SLOW    := /qa/lab$$|/qa/bench|/qa/conformance
+
+.DEFAULT_GOAL := help
+.PHONY: help build image run run-local test unit lab lint conformance bench sim fuzz packages clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## all programs into build/bin
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build $(FLAGS) -o $(BIN)/ $(MAINS)
+
+image: ## kernel and initramfs of a controller into build/image
+	$(GO) run ./image
+
+run: build packages image ## enclosure, two controllers in QEMU and an agent, with volume demo; Ctrl-C stops it
+	@exec $(BIN)/ledgelab -run $(RUN) -image $(IMAGE) -bin $(BIN) -port $(PORT)
+
+run-local: build ## the same system as processes on files, without QEMU
+	@exec $(BIN)/ledgelab -local -run $(RUN)-local -bin $(BIN) -port $(PORT)
+
+test: lint unit lab ## everything that must pass: rules, unit tests, the booted system
+
+lint: ## gofmt, go vet
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt is needed: $$bad"; exit 1; fi
+	$(GO) vet ./...
+
+unit: ## tests of every package, without the booted system
+	$(GO) test -timeout 10m $$($(GO) list ./... | grep -vE '$(SLOW)')
+
+lab: build packages image ## end-to-end tests on the booted image
+	$(GO) test -count=1 -timeout 25m ./qa/lab
+
+conformance: ## libiscsi's and our own conformance tests against the target engine
+	$(GO) test -count=1 -timeout 20m ./qa/conformance/...
+
+bench: ## the table of speeds, against tgtd, gotgt and a loopback floor
+	$(GO) run ./qa/bench
+
+sim: ## crash and network simulation, with more seeds than make test has
+	$(GO) test -count=1 -timeout 30m ./qa/sim -args -long
+
+fuzz: ## each fuzz test for FUZZTIME (default 30s)
+	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -h -o '^func Fuzz[A-Za-z0-9_]*' $$p/*_test.go | cut -c6-); do \
+	    echo "$$p $$f"; $(GO) test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-30s} || exit 1; \
+	  done; done
+
+packages: build ## the Debian packages that running and testing need, where they are missing
+	@$(BIN)/ledgelab -install
+
+clean: ## remove build/ (state of make run stays in run/)
+	rm -rf build
