@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/ledge-storage/ledge/host/api"
+	"github.com/spf13/cobra"
+)
+
+func (t *tool) hostCommand() *cobra.Command {
+	status := &cobra.Command{
+		Use: "status", Short: "Show the agent: phase, paths, reduction, cache", Args: words(),
+		Long:    "Show this host's agent. Exit code 1 where it is not serving.",
+		Example: "  ledge host status\n  ledge host status --json | jq .phase",
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			c, err := t.agent()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			var s api.Status
+			if err := c.Do(cmd.Context(), http.MethodGet, "/v1/status", nil, &s); err != nil {
+				return explain(err)
+			}
+			if t.json {
+				err = printJSON(t.out, s)
+			} else {
+				err = t.printHost(s)
+			}
+			if err == nil && s.Phase != api.PhaseServing {
+				return hinted{fmt.Errorf("the agent is not serving: %s", s.Phase), "'ledge shelf status' shows whether a controller owns the pool"}
+			}
+			return err
+		}),
+	}
+	return group("host", "This host's agent", status)
+}
+
+func (t *tool) printHost(s api.Status) error {
+	facts(t.out,
+		"host", s.Host, "initiator", s.Initiator, "version", s.Version,
+		"phase", fmt.Sprintf("%s for %v", s.Phase, time.Since(s.Since).Round(time.Second)), "trouble", s.Trouble,
+		"portal", s.Portal, "store", s.Store,
+		"volumes", fmt.Sprintf("%d of %d, %d session(s)", s.Volumes, s.MaxVolumes, s.Sessions))
+	if s.Phase == api.PhaseServing {
+		facts(t.out,
+			"logical", api.FormatSize(s.LogicalBytes), "unique", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.UniqueBytes), s.DedupRatio),
+			"stored", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.StoredBytes), s.CompressionRatio),
+			"cache", fmt.Sprintf("%s of %s, hits %s", api.FormatSize(s.Cache.Bytes), api.FormatSize(s.Cache.Size), percent(float64(s.Cache.Hits), float64(s.Cache.Hits+s.Cache.Misses))))
+	}
+	if len(s.Paths) == 0 {
+		return nil
+	}
+	fmt.Fprintln(t.out)
+	rows := [][]string{{"LUN", "PORTAL", "STATE", "USED", "ERROR"}}
+	for _, p := range s.Paths {
+		rows = append(rows, []string{p.LUN, p.Portal, p.State, yes(p.InUse, "yes"), p.Error})
+	}
+	return table(t.out, rows)
+}

@@ -1,0 +1,140 @@
+// Command ledge is the operator's tool: the shelf's controllers, the host's agent and its volumes.
+//
+//	ledge shelf  init | status | takeover
+//	ledge volume create | list | show | resize | delete
+//	ledge host   status
+//
+// It finds the agent's socket by --socket, $LEDGE_SOCKET, $LEDGE_RUN/hostd.sock, ./run/hostd.sock,
+// ./run-local/hostd.sock and /run/ledge/hostd.sock, in this order; and the shelf's addresses likewise in
+// shelf.json of those directories: {"apis": {"A": URL, "B": URL}, "token": "…"}.
+//
+// Exit codes: 0 done, 1 the operation failed or was refused, 2 wrong usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/ledge-storage/ledge/host/api"
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError is a command line that can never work.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// hinted is a failure with advice.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	t := &tool{out: stdout}
+	root := t.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintf(stderr, "ledge: %v\n", err)
+	var h hinted
+	var e *api.Error
+	switch {
+	case errors.As(err, &h):
+		fmt.Fprintf(stderr, "  → %s\n", h.hint)
+	case errors.As(err, &e) && e.Hint != "":
+		fmt.Fprintf(stderr, "  → %s\n", e.Hint)
+	}
+	// What cobra itself refuses (unknown commands and flags) it marks in no way; what a command's RunE
+	// returns went through tool.do.
+	var failed failure
+	if errors.As(err, &failed) {
+		return exitFailed
+	}
+	fmt.Fprintln(stderr, "  → see ledge --help")
+	return exitUsage
+}
+
+// failure marks an operation that failed, against wrong usage.
+type failure struct{ error }
+
+func (f failure) Unwrap() error { return f.error }
+
+// do wraps a command's work so that its errors are told from usage errors.
+func do(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		err := f(cmd, args)
+		var u usageError
+		if err == nil || errors.As(err, &u) {
+			return err
+		}
+		return failure{err}
+	}
+}
+
+// tool is one invocation.
+type tool struct {
+	out    io.Writer
+	socket string
+	shelf  string
+	json   bool
+}
+
+func (t *tool) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "ledge",
+		Short: "Operate a Ledge shelf, this host's agent and its volumes",
+		Example: `  ledge host status                  # is the agent serving, over which paths
+  ledge volume create db 16GiB       # a thin volume, at once visible to initiators
+  ledge volume show db --json        # figures for programs
+  ledge shelf status                 # both controllers
+  ledge shelf takeover B             # make controller B the owner`,
+		Version: version, SilenceUsage: true, SilenceErrors: true,
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&t.socket, "socket", "", "the agent's socket (default: what 'make run' started)")
+	f.StringVar(&t.shelf, "shelf", "", "file with the addresses of the shelf's APIs (default: shelf.json of 'make run')")
+	f.BoolVar(&t.json, "json", false, "print JSON, for programs")
+	root.AddCommand(t.hostCommand(), t.volumeCommand(), t.shelfCommand())
+	return root
+}
+
+// group is a command that only holds others: without one of them it is wrong usage, not help.
+func group(use, short string, sub ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Args: func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usagef("no command %q under 'ledge %s'", args[0], use)
+		}
+		return usagef("'ledge %s' needs a command", use)
+	}, RunE: func(*cobra.Command, []string) error { return nil }}
+	c.AddCommand(sub...)
+	return c
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/ledge-storage/ledge/host/api"
+	"github.com/spf13/cobra"
+)
+
+func (t *tool) shelfCommand() *cobra.Command {
+	return group("shelf", "The shelf's two controllers", t.shelfInit(), t.shelfStatus(), t.shelfTakeover())
+}
+
+// controllerStatus is one controller's answer, or why there is none.
+type controllerStatus struct {
+	Controller string     `json:"controller"`
+	Address    string     `json:"address"`
+	Error      string     `json:"error,omitempty"`
+	Status     *api.Shelf `json:"status,omitempty"`
+}
+
+// ask gets both controllers' status, one after the other; a dead one costs three seconds.
+func (t *tool) ask(cmd *cobra.Command) (list []controllerStatus, ctl []controllerAPI, err error) {
+	if ctl, err = t.controllers(); err != nil {
+		return nil, nil, err
+	}
+	for _, c := range ctl {
+		s := controllerStatus{Controller: c.Name, Address: c.Address}
+		var st api.Shelf
+		if err := c.client.Do(cmd.Context(), http.MethodGet, "/v1/status", nil, &st); err != nil {
+			s.Error = err.Error()
+		} else {
+			s.Status = &st
+		}
+		c.client.Close()
+		list = append(list, s)
+	}
+	return list, ctl, nil
+}
+
+func (t *tool) shelfStatus() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show both controllers, the pool and its members", Args: words(),
+		Long:    "Show both controllers, the pool and its members. Exit code 1 where no controller serves the pool.",
+		Example: "  ledge shelf status\n  ledge shelf status --json | jq -r '.[].status.role'",
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			list, _, err := t.ask(cmd)
+			if err != nil {
+				return err
+			}
+			if t.json {
+				err = printJSON(t.out, list)
+			} else {
+				err = t.printShelf(list)
+			}
+			if err != nil {
+				return err
+			}
+			for _, s := range list {
+				if s.Status != nil && s.Status.Role == "owner" {
+					return nil
+				}
+			}
+			return nobodyServes(list)
+		}),
+	}
+}
+
+// nobodyServes says what the operator can do.
+func nobodyServes(list []controllerStatus) error {
+	hint := "start the controllers ('make run')"
+	for _, s := range list {
+		switch {
+		case s.Status == nil:
+		case s.Status.Role == "no-pool":
+			hint = "'ledge shelf init' makes a pool of the members"
+		case s.Status.Role == "standby":
+			hint = fmt.Sprintf("'ledge shelf takeover %s' makes controller %s the owner", s.Controller, s.Controller)
+		default:
+			hint = fmt.Sprintf("controller %s is %s; wait and ask again", s.Controller, s.Status.Role)
+		}
+	}
+	return hinted{fmt.Errorf("no controller serves the pool"), hint}
+}
+
+func (t *tool) printShelf(list []controllerStatus) error {
+	rows := [][]string{{"CONTROLLER", "ROLE", "EPOCH", "OWNER", "PARTNER", "MIRROR", "NVRAM USED", "ADDRESS"}}
+	var best *api.Shelf
+	for _, s := range list {
+		if s.Status == nil {
+			rows = append(rows, []string{s.Controller, "down", "", "", "", "", "", s.Address})
+			continue
+		}
+		st := s.Status
+		if best == nil || st.Role == "owner" {
+			best = st
+		}
+		partner := "not connected"
+		if st.Partner.Connected {
+			partner = "connected"
+		}
+		rows = append(rows, []string{s.Controller, st.Role, strconv.FormatUint(st.Epoch, 10), st.Owner, partner, st.Partner.Mirror,
+			fmt.Sprintf("%s of %s", api.FormatSize(st.NVRAM.Used), api.FormatSize(st.NVRAM.Size)), s.Address})
+	}
+	if err := table(t.out, rows); err != nil {
+		return err
+	}
+	for _, s := range list {
+		if s.Error != "" {
+			fmt.Fprintf(t.out, "\n%s: %s\n", s.Controller, s.Error)
+		} else if s.Status.Trouble != "" {
+			fmt.Fprintf(t.out, "\n%s: %s\n", s.Controller, s.Status.Trouble)
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	if p := best.Pool; p != nil {
+		fmt.Fprintf(t.out, "\npool %s: %s, %s of %s allocated\n", p.UUID, p.State, api.FormatSize(p.AllocatedBytes), api.FormatSize(p.CapacityBytes))
+	}
+	if len(best.Members) > 0 {
+		fmt.Fprintln(t.out)
+		rows := [][]string{{"MEMBER", "STATE", "ERRORS", "PATH"}}
+		for _, m := range best.Members {
+			rows = append(rows, []string{strconv.Itoa(m.Index), m.State, strconv.FormatUint(m.Errors, 10), m.Path})
+		}
+		table(t.out, rows)
+	}
+	if len(best.LUNs) > 0 {
+		fmt.Fprintln(t.out)
+		rows := [][]string{{"LUN", "NAME", "KIND", "SIZE", "ALLOCATED"}}
+		for _, l := range best.LUNs {
+			rows = append(rows, []string{strconv.FormatUint(uint64(l.LUN), 10), l.Name, l.Kind, api.FormatSize(l.SizeBytes), api.FormatSize(l.AllocatedBytes)})
+		}
+		table(t.out, rows)
+	}
+	return nil
+}
+
+func (t *tool) shelfTakeover() *cobra.Command {
+	return &cobra.Command{
+		Use: "takeover [A|B]", Short: "Make a controller the owner of the pool",
+		Long: `Make a controller the owner: it fences the other, replays the mirrored log, and serves.
+Without a name it is the one standby that answers. A controller whose mirror is stale
+refuses, and says what to do.`,
+		Example: "  ledge shelf takeover       # the standby\n  ledge shelf takeover B",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 || len(args) == 1 && args[0] != "A" && args[0] != "B" {
+				return usagef("'ledge shelf takeover' takes A or B, not %q", args)
+			}
+			return nil
+		},
+		ValidArgs: []string{"A", "B"},
+		RunE: do(func(cmd *cobra.Command, args []string) error {
+			list, ctl, err := t.ask(cmd)
+			if err != nil {
+				return err
+			}
+			chosen := -1
+			for i, s := range list {
+				switch {
+				case len(args) == 1 && s.Controller == args[0], len(args) == 0 && s.Status != nil && s.Status.Role == "standby":
+					if chosen >= 0 {
+						return hinted{errors.New("both controllers are standby"), "name one: 'ledge shelf takeover A' or B"}
+					}
+					chosen = i
+				}
+			}
+			if chosen < 0 {
+				return hinted{errors.New("no controller to take over"), "'ledge shelf status' shows what both say"}
+			}
+			c := ctl[chosen]
+			if s := list[chosen]; s.Status == nil {
+				return hinted{fmt.Errorf("controller %s does not answer: %s", c.Name, s.Error), "start it, then ask again"}
+			}
+			return t.command(cmd, c, "/v1/takeover", struct{}{}, "controller %s owns the pool at epoch %d\n")
+		}),
+	}
+}
+
+// command POSTs to one controller and prints its new status.
+func (t *tool) command(cmd *cobra.Command, c controllerAPI, path string, in any, format string) error {
+	defer c.client.Close()
+	var st api.Shelf
+	if err := c.client.Do(cmd.Context(), http.MethodPost, path, in, &st); err != nil {
+		return fmt.Errorf("controller %s: %w", c.Name, err)
+	}
+	if t.json {
+		return printJSON(t.out, st)
+	}
+	_, err := fmt.Fprintf(t.out, format, c.Name, st.Epoch)
+	return err
+}
+
+func (t *tool) shelfInit() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "init", Short: "Make a pool of the shelf's members", Args: words(),
+		Long: `Make a pool of the shelf's members. The first controller that answers becomes its owner.
+Members that are not blank are refused without --force, which erases them.`,
+		Example: "  ledge shelf init",
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			list, ctl, err := t.ask(cmd)
+			if err != nil {
+				return err
+			}
+			for i, s := range list {
+				if s.Status != nil {
+					return t.command(cmd, ctl[i], "/v1/pool", map[string]bool{"force": force}, "pool made; controller %s owns it at epoch %d\n")
+				}
+			}
+			return hinted{fmt.Errorf("no controller answers: %s", list[0].Error), "start the controllers ('make run')"}
+		}),
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "erase members that are not blank")
+	return cmd
+}
