@@ -26,6 +26,8 @@ var (
 	ErrConflict = errors.New("ha: another controller holds the members")
 	// ErrUnfit: the own NVRAM does not carry the log that the label names.
 	ErrUnfit = errors.New("ha: NVRAM does not hold the pool's log")
+	// ErrBroken: Drain could not close what it had begun to close.
+	ErrBroken = errors.New("ha: the pool did not close")
 	// ErrRefused: the operator's order is refused; the text says why and what to do.
 	ErrRefused = errors.New("refused")
 	// ErrStopped: the driver ended before the order was answered.
@@ -64,7 +66,8 @@ type Pool interface {
 	// Open opens the log that the label names and the pool, and replays; with seen.Replaying the mirror of the
 	// partner's log too, destaged and flushed before the return. ErrUnfit, ErrConflict.
 	Open(ctx context.Context, seen View) error
-	// Drain finishes what is being served, destages all of it and closes the pool.
+	// Drain finishes what is being served, destages all of it and closes the pool. After an error the pool is open
+	// as before, unless it is ErrConflict or ErrBroken.
 	Drain(ctx context.Context) error
 	// Abort closes what is open without writing anything.
 	Abort()

@@ -175,9 +175,13 @@ const (
 	Unfit
 	// Failure: anything else; the driver logs the error.
 	Failure
+	// Broken: what was open is closed, and not as it should be.
+	Broken
 )
 
-func (r Result) String() string { return [...]string{"ok", "conflict", "unfit", "failure"}[r] }
+func (r Result) String() string {
+	return [...]string{"ok", "conflict", "unfit", "failure", "broken"}[r]
+}
 
 // Event is what happened.
 type Event struct {

@@ -180,6 +180,10 @@ func (s State) handingOver(e Event) (State, []Action) {
 			return s, do(Disown)
 		case Conflict:
 			return s.fenced()
+		case Failure:
+			// It took too long, and the pool is still open: go on. The partner decides what to do without us.
+			s.Phase = Owner
+			return s, do(Serve, Deny)
 		}
 		return s.failed()
 	case EvDisowned:

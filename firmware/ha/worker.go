@@ -108,6 +108,8 @@ func resultOf(err error) Result {
 		return Conflict
 	case errors.Is(err, ErrUnfit):
 		return Unfit
+	case errors.Is(err, ErrBroken):
+		return Broken
 	}
 	return Failure
 }
