@@ -65,7 +65,10 @@ func (st *Store) Sync(ctx context.Context) error {
 	if len(st.current.ops) > 0 {
 		seq++
 	}
-	return st.wait(ctx, func() bool { return st.packed.seq >= seq })
+	before := func(list []*batch) bool { return len(list) > 0 && list[0].seq < seq }
+	return st.wait(ctx, func() bool {
+		return st.current.seq >= seq && !before(st.inflight) && !before(st.queue)
+	})
 }
 
 // checkpointWriter fills checkpoint segments with items.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -13,10 +14,10 @@ import (
 // are looked through for references, so that counts alone never decide what is kept.
 
 const (
-	mostMoved      = 1 << 16 // blocks moved by one pass: the packer does nothing else meanwhile
+	mostMoved      = 1 << 13 // blocks moved by one pass: fewer than the spare segments take, and the packer does nothing else meanwhile
 	deadWorthIt    = 16      // segments without references that are worth a checkpoint
-	victimPercent  = 70      // references per stored block, above which a segment is left alone
-	garbagePercent = 30      // of all stored blocks unreferenced, above which cleaning is due
+	victimPercent  = 80      // of a segment in use, above which it is left alone
+	garbagePercent = 30      // of all segments' bytes not in use, above which cleaning is due
 	fullPercent    = 80      // of the capacity allocated, above which cleaning is due
 )
 
@@ -41,50 +42,70 @@ func (st *Store) maintain(ctx context.Context) error {
 		return nil
 	}
 	st.sinceLook = 0
-	victims, dead, garbage := st.survey()
+	least := 4
+	if tight {
+		least = 1
+	}
+	victims, dead, garbage := st.survey(least)
 	if dead >= deadWorthIt || tight && dead > 0 {
 		return st.writeCheckpoint(ctx)
 	}
 	if len(victims) == 0 || !tight && garbage < garbagePercent || st.cleanAfter > st.nextSegment {
 		return nil
 	}
-	st.cleanAfter = st.nextSegment + 8
 	if err := st.clean(ctx, victims); err != nil {
 		return err
 	}
-	return st.writeCheckpoint(ctx)
+	if err := st.writeCheckpoint(ctx); err != nil {
+		return err
+	}
+	st.cleanAfter = st.nextSegment + 1
+	if !tight {
+		st.cleanAfter += 8 // no hurry: let more be overwritten first
+	}
+	return nil
 }
 
-// survey picks what to clean, emptiest first, and counts what is empty already.
-func (st *Store) survey() (victims []uint32, dead int, garbagePercent int64) {
+// survey picks what to clean, emptiest first, and counts what is empty already. It measures in
+// bytes against whole segments, because a segment that was sealed early wastes its rest too.
+// victims is empty when cleaning them would not free least segments.
+func (st *Store) survey(least int) (victims []uint32, dead int, garbagePercent int64) {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
-	var slots, live int64
+	live := map[uint32]int64{} // bytes; counts may say more where blocks are shared
+	total := int64(0)
 	for n, s := range st.segs {
 		if st.inMemory[n] != nil {
 			continue
 		}
-		slots += int64(s.slots)
-		live += min(s.live, int64(s.slots))
 		if s.live == 0 {
 			dead++
-		} else if s.live*100 < int64(s.slots)*victimPercent {
+			continue
+		}
+		bytes := int64(s.bytes)
+		if s.slots > 0 {
+			bytes = bytes * min(s.live, int64(s.slots)) / int64(s.slots)
+		}
+		live[n] = bytes
+		total += bytes
+		if bytes*100 < SegmentBytes*victimPercent {
 			victims = append(victims, n)
 		}
 	}
-	slices.SortFunc(victims, func(a, b uint32) int { return int(st.segs[a].live - st.segs[b].live) })
-	sum := int64(0)
+	slices.SortFunc(victims, func(a, b uint32) int { return cmp.Compare(live[a], live[b]) })
+	blocks, bytes := int64(0), int64(0)
 	for i, n := range victims {
-		if sum += st.segs[n].live; sum > mostMoved {
+		if blocks+st.segs[n].live > mostMoved {
 			victims = victims[:i]
 			break
 		}
+		blocks, bytes = blocks+st.segs[n].live, bytes+live[n]
 	}
-	if len(victims) == 1 && dead == 0 && st.segs[victims[0]].live > maxSlots/8 {
-		victims = nil // one segment for another is no gain
+	if len(victims)-int((bytes+SegmentBytes-1)/SegmentBytes) < least {
+		victims = nil
 	}
-	if slots > 0 {
-		garbagePercent = (slots - live) * 100 / slots
+	if len(live) > 0 {
+		garbagePercent = 100 - total*100/(int64(len(live))*SegmentBytes)
 	}
 	return victims, dead, garbagePercent
 }

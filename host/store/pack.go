@@ -47,7 +47,7 @@ func (st *Store) packLoop() {
 			b = st.queue[0]
 		}
 		call := st.needed
-		pressed := st.head-st.tail > st.ringSize/2
+		pressed := st.head-st.handed > st.ringSize/2
 		st.mu.Unlock()
 		var err error
 		switch {

@@ -278,7 +278,7 @@ func (st *Store) replayJournal(ctx context.Context, s *superblock) error {
 	// Writes of the dead host that were on their way may land behind the last record still.
 	gap := uint64(journalPipeline * recordBytes(maxEntries, st.opt.RecordBytes))
 	st.head = (r.at + gap) % st.ringSize
-	st.tail = st.head
+	st.tail, st.handed = st.head, st.head
 	return nil
 }
 

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ledge-storage/ledge/target"
@@ -23,6 +25,7 @@ func (st *Store) seal(ctx context.Context) error {
 	st.sinceCkpt++
 	st.mu.Lock()
 	st.sealing++
+	st.handed = st.startOf(b.cover.seq)
 	st.mu.Unlock()
 	select {
 	case st.toSeal <- b:
@@ -151,13 +154,15 @@ func (st *Store) writeStripes(n uint32, buf []byte, payload, table int) error {
 }
 
 // releasable is how many bytes of the ring a superblock would free. mu is held.
-func (st *Store) releasable() uint64 {
-	for _, r := range st.records {
-		if r.seq >= st.sealedTo.seq {
-			return r.start - st.tail
-		}
+func (st *Store) releasable() uint64 { return st.startOf(st.sealedTo.seq) - st.tail }
+
+// startOf is where in the ring the first record is whose seq is not below seq. mu is held.
+func (st *Store) startOf(seq uint64) uint64 {
+	i, _ := slices.BinarySearchFunc(st.records, seq, func(r ringRecord, seq uint64) int { return cmp.Compare(r.seq, seq) })
+	if i < len(st.records) {
+		return st.records[i].start
 	}
-	return st.head - st.tail
+	return st.head
 }
 
 // releaseJournal writes a superblock in which the journal begins at the first record that is

@@ -15,7 +15,7 @@ type counters struct {
 // Stats are figures of the store: what it holds now, and what happened since it was opened.
 type Stats struct {
 	// LogicalBytes: blocks of all volumes that hold data. UniqueBytes: different blocks among them,
-	// as stored, uncompressed; overwritten ones are counted until the cleaner frees them.
+	// uncompressed; of a segment with both shared and overwritten blocks too many may be counted.
 	LogicalBytes, UniqueBytes int64
 	// StoredBytes: bytes in use in segments: blocks, tables, logs, checkpoint, and what is
 	// acknowledged and not packed yet. AllocatedBytes: whole segments on the shelf.
@@ -59,7 +59,7 @@ func (st *Store) Stats() Stats {
 		Full: st.full, Epoch: st.epoch, Fingerprint: st.hasher.Engine().String(),
 	}
 	for _, g := range st.segs {
-		s.UniqueBytes += int64(g.slots) * BlockBytes
+		s.UniqueBytes += min(g.live, int64(g.slots)) * BlockBytes
 		s.StoredBytes += int64(g.bytes)
 	}
 	for _, v := range st.volumes {

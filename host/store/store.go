@@ -148,7 +148,8 @@ type Store struct {
 	queue      []*batch // durable, not packed
 	records    []ringRecord
 	head, tail uint64
-	buffered   int64 // bytes staged and not packed
+	handed     uint64 // where the records begin that no sealed segment holds
+	buffered   int64  // bytes staged and not packed
 	zeroRanges int
 	packed     position // everything before is in the map
 	sealedTo   position // everything before is in durable segments
