@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/ledge-storage/ledge/boards"
@@ -30,6 +31,8 @@ const (
 type Controller struct {
 	*Part
 	client *api.Client
+	// bootAt is where in the console's log the present boot begins.
+	bootAt atomic.Int64
 }
 
 // Partner is the other one.
@@ -53,7 +56,12 @@ func (l *Lab) newController(side string) *Controller {
 		return c
 	}
 	c.log = l.path(side, "qemu.log")
-	c.command = func() ([]string, error) { return l.virtualController(side) }
+	c.command = func() ([]string, error) {
+		if info, err := os.Stat(c.ConsoleLog()); err == nil {
+			c.bootAt.Store(info.Size())
+		}
+		return l.virtualController(side)
+	}
 	c.gently = func() error { return powerButton(l.path(side, "qmp.sock")) }
 	return c
 }
@@ -259,12 +267,12 @@ func (c *Controller) BootSeconds() float64 {
 	if err != nil {
 		return 0
 	}
-	found := serves.FindAllSubmatch(text, -1)
-	if len(found) == 0 {
+	found := serves.FindSubmatch(text[min(int64(len(text)), c.bootAt.Load()):])
+	if found == nil {
 		return 0
 	}
 	var s float64
-	fmt.Sscanf(string(found[len(found)-1][1]), "%f", &s)
+	fmt.Sscanf(string(found[1]), "%f", &s)
 	return s
 }
 

@@ -15,8 +15,8 @@ const module = "github.com/ledge-storage/ledge"
 
 // pkg is what go list says of a package, tests included.
 type pkg struct {
-	ImportPath                                        string
-	Imports, TestImports, XTestImports, GoFiles, Deps []string
+	ImportPath                         string
+	Imports, TestImports, XTestImports []string
 }
 
 // leaves import the standard library, their own children and the field's libraries, never one another.
