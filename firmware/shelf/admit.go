@@ -69,6 +69,8 @@ func (p *Pool) makeRoom(ctx context.Context, w chan struct{}) error {
 	case <-w:
 	case <-t.C:
 	case <-p.failed:
+	case <-p.log.Failed():
+		p.fail(fmt.Errorf("shelf: log: %w", p.log.Err()))
 	case <-ctx.Done():
 		return fmt.Errorf("shelf: wait for room: %w", ctx.Err())
 	}

@@ -429,6 +429,8 @@ func (p *Pool) destager() {
 		select {
 		case <-p.ctx.Done():
 			return
+		case <-p.log.Failed(): // also when nobody writes: the reservation's holder must not go on reading as if all was well
+			p.fail(fmt.Errorf("shelf: log: %w", p.log.Err()))
 		case <-p.kick:
 			for p.pressure() > stopAt {
 				if worked, err := p.destageRound(p.ctx, needRoom); err != nil || !worked {

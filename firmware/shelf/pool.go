@@ -48,6 +48,9 @@ type Log interface {
 	MaxAppendBlocks() int
 	MaxUpdateBlocks() int
 	Stats() nvram.Stats
+	// Failed is closed when the log takes nothing more; Err says why.
+	Failed() <-chan struct{}
+	Err() error
 }
 
 // Source gives back what a log took: *nvram.Log, or *nvram.Mirror in a takeover.

@@ -49,6 +49,9 @@ func (l *modelLUN) saw(b int, got []byte) error {
 	for _, m := range l.maybe[b] {
 		if bytes.Equal(got, m) {
 			l.set(b, m)
+			if bytes.Equal(m, zeros) {
+				delete(l.content, b) // of a store LUN: may be written again
+			}
 			return nil
 		}
 	}

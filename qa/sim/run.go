@@ -116,7 +116,7 @@ func (r *runner) restart(ctx context.Context) error {
 		takeover := w.taking || r.rng.IntN(4) == 0
 		err := w.start(ctx, takeover)
 		r.trace("restart takeover=%v cutAt=%d: %v", takeover, w.cutAt, err)
-		if err == nil {
+		if err == nil && !w.off { // the last trim is nobody's failure
 			w.cutAt = 0
 			w.faults.Restarts++
 			return nil

@@ -336,8 +336,10 @@ func (l *log) Trim(lsn uint64) {
 	}
 }
 
+// TrimUpdates returns when the lane is empty: with destage inline no image is needed when one is trimmed, nor is
+// the padding behind it.
 func (l *log) TrimUpdates(lsn uint64) {
-	l.Log.TrimUpdates(lsn)
+	l.Log.TrimUpdates(max(lsn, l.Log.Stats().Acked))
 	for !l.w.off && l.Log.Err() == nil && l.Log.Stats().UpdateUsed != 0 {
 		runtime.Gosched()
 	}
