@@ -65,7 +65,7 @@ const (
 	Missing MemberState = "missing"
 	// Failed: recorded as failed on the other members; it must be rebuilt.
 	Failed MemberState = "failed"
-	// Rebuilding: its strips are being regenerated.
+	// Rebuilding: it failed, and its strips are being rebuilt to spare space.
 	Rebuilding MemberState = "rebuilding"
 	// Spared: it failed, and all its strips were rebuilt to spare space.
 	Spared MemberState = "spared"
@@ -136,13 +136,16 @@ type Array struct {
 	closed bool
 
 	// labelMu serialises changes of the label, and is held across their I/O.
-	labelMu sync.Mutex
+	labelMu   sync.Mutex
+	rebuildMu sync.Mutex // one rebuild at a time; taken before labelMu
 	// ready: the label is on a majority and names every absent member as failed, so that writes may begin.
 	ready atomic.Bool
 
 	mu    sync.Mutex // guards the fields below and member.state
 	label Label
 	err   error // why nothing is written any more
+	// rebuilt runs ahead of label.RebuildProgress: stripes below it are rebuilt, though perhaps not yet durably.
+	rebuilt uint64
 
 	counters struct {
 		reads, degradedReads, fullWrites, updates, updatesByDelta, updatesByRebuild atomic.Uint64
@@ -226,11 +229,11 @@ func (a *Array) places(stripe uint64) []place {
 		// A spare's own member may have failed and been spared in turn: at most once per spare column.
 		for hop := 0; hop <= a.layout.Spares(); hop++ {
 			m := a.members[index]
-			if m.state == Online || m.state == Rebuilding && stripe < a.label.RebuildProgress {
+			if m.state == Online {
 				out[i] = place{m, DataOffset + int64(slot)*SlotBytes}
 				break
 			}
-			spare := a.label.spareFor(index, stripe)
+			spare := a.label.spareFor(index, stripe, a.rebuilt)
 			if spare < 0 {
 				break
 			}
@@ -241,13 +244,13 @@ func (a *Array) places(stripe uint64) []place {
 }
 
 // spareFor returns the spare column that holds the member's strip of a stripe, or -1.
-func (l *Label) spareFor(member int, stripe uint64) int {
+func (l *Label) spareFor(member int, stripe, rebuilt uint64) int {
 	for j, s := range l.SpareOf {
 		if int(s) == member+1 {
 			return j
 		}
 	}
-	if l.RebuildMember == member && l.RebuildSpare >= 0 && stripe < l.RebuildProgress {
+	if l.RebuildMember == member && l.RebuildSpare >= 0 && stripe < max(l.RebuildProgress, rebuilt) {
 		return l.RebuildSpare
 	}
 	return -1
@@ -293,8 +296,11 @@ func (a *Array) Status() Status {
 		if m.state != Online {
 			absent |= 1 << m.index
 		}
-		if m.state == Failed && a.label.lost(1<<m.index) == 0 {
+		switch {
+		case m.state == Failed && a.label.lost(1<<m.index) == 0:
 			ms.State = Spared
+		case m.index == a.label.RebuildMember:
+			ms.State = Rebuilding
 		}
 		s.Members = append(s.Members, ms)
 	}

@@ -43,7 +43,7 @@ func deterministic(seed uint64) func([]byte) {
 
 func newBed(t testing.TB, n int, o raid.Options, slots int) *bed {
 	t.Helper()
-	o.NoSpares = true
+	o.NoSpares = o.Spares == 0
 	if o.Random == nil {
 		o.Random = deterministic(1)
 	}

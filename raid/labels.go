@@ -223,7 +223,7 @@ func (a *Array) writeLabels(l *Label) (missed uint64, err error) {
 	var targets []*member
 	a.mu.Lock()
 	for _, m := range a.members {
-		if (m.state == Online || m.state == Rebuilding) && l.Failed>>m.index&1 == 0 {
+		if m.state == Online && l.Failed>>m.index&1 == 0 {
 			targets = append(targets, m)
 		}
 	}

@@ -169,9 +169,6 @@ func Open(ctx context.Context, drives []Drive, opts Options) (*Array, error) {
 		}
 		m := a.members[dl.Label.Member]
 		m.drive, m.id, m.state = d, dl.Label.MemberID, Online
-		if l.RebuildMember == m.index && l.RebuildSpare < 0 {
-			m.state = Rebuilding
-		}
 		if dl.Label.Seq == l.Seq && dl.Label.Epoch == l.Epoch {
 			current++
 		}

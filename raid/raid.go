@@ -41,7 +41,8 @@
 // # Locks
 //
 // Per stripe a read/write lock, held by an operation from its first to its last I/O on that stripe
-// (it is a range lock, not a latch: what it guards is on the media); then Array.labelMu, which serialises
+// (it is a range lock, not a latch: what it guards is on the media); Array.rebuildMu, held for a whole rebuild,
+// comes before it; then Array.labelMu, which serialises
 // label changes and is also held across their I/O, for the same reason; then Array.mu, which guards fields
 // and is never held across I/O. That is the order.
 package raid

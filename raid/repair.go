@@ -90,17 +90,7 @@ func (a *Array) rewrite(v *view, r ScrubResult) (ScrubResult, error) {
 		if !v.damaged(i) {
 			continue
 		}
-		s := &v.strips[i]
-		sum := &stripSum{gen: v.gens[i]}
-		if i >= a.layout.Data() {
-			sum.gens = v.gens
-		}
-		at := a.address(v.stripe, i)
-		for c := range StripBlocks {
-			sum.crcs[c] = blockCRC(at, c, v.block(i, c))
-		}
-		sum.encode(s.buf.b, at)
-		t.write(v.places[i].member, i, s.buf, s.buf.b, v.places[i].off)
+		v.planRewrite(t, i, v.places[i])
 	}
 	a.cache.put(v.stripe, nil)
 	t.run(a.opts.WriteTimeout)
@@ -116,6 +106,20 @@ func (a *Array) rewrite(v *view, r ScrubResult) (ScrubResult, error) {
 		return r, fmt.Errorf("raid: repair stripe %d: %w", v.stripe, err)
 	}
 	return r, nil
+}
+
+// planRewrite plans the write of a strip that is whole in the view, with a new checksum block of its old generation.
+func (v *view) planRewrite(t *batch, i int, to place) {
+	s, at := &v.strips[i], v.a.address(v.stripe, i)
+	sum := &stripSum{gen: v.gens[i]}
+	if i >= v.a.layout.Data() {
+		sum.gens = v.gens
+	}
+	for c := range StripBlocks {
+		sum.crcs[c] = blockCRC(at, c, v.block(i, c))
+	}
+	sum.encode(s.buf.b, at)
+	t.write(to.member, i, s.buf, s.buf.b, to.off)
 }
 
 func (v *view) unwritten() bool {

@@ -199,7 +199,7 @@ func (a *Array) onMembers(ctx context.Context, f func(*member, Drive) error) err
 	t := a.newBatch()
 	a.mu.Lock()
 	for _, m := range a.members {
-		if m.state == Online || m.state == Rebuilding {
+		if m.state == Online {
 			t.call(m, func(d Drive) error { return f(m, d) })
 		}
 	}

@@ -134,6 +134,10 @@ func (a *Array) Flush(ctx context.Context) error {
 		return err
 	}
 	defer a.leave()
+	return a.flush()
+}
+
+func (a *Array) flush() error {
 	if a.opts.ReadOnly {
 		return ErrReadOnly
 	}
@@ -143,7 +147,7 @@ func (a *Array) Flush(ctx context.Context) error {
 	t := a.newBatch()
 	a.mu.Lock()
 	for _, m := range a.members {
-		if m.state == Online || m.state == Rebuilding {
+		if m.state == Online {
 			t.flush(m)
 		}
 	}

@@ -114,10 +114,9 @@ func decodeSidecar(b []byte) (*sidecar, error) {
 		return nil, fmt.Errorf("drive: no sidecar: %w", raid.ErrCorrupt)
 	}
 	le := binary.LittleEndian
-	b = bytes.Clone(b)
-	sum := le.Uint32(b[8:])
-	le.PutUint32(b[8:], 0)
-	if crc32.Checksum(b, castagnoli) != sum {
+	var zero [4]byte
+	sum := crc32.Update(crc32.Checksum(b[:8], castagnoli), castagnoli, zero[:])
+	if crc32.Update(sum, castagnoli, b[12:]) != le.Uint32(b[8:]) {
 		return nil, fmt.Errorf("drive: sidecar checksum: %w", raid.ErrCorrupt)
 	}
 	n := le.Uint32(b[12:])
