@@ -1,0 +1,59 @@
+package volume
+
+import (
+	"context"
+	"sync"
+)
+
+// rangeLock gives requests that write the same blocks an order, from reading what a partial
+// write needs until its place in the log is taken. It is not held while the log becomes
+// durable. Requests that overlap take their turn in the order they came.
+type rangeLock struct {
+	mu   sync.Mutex
+	held []*heldRange // holders and waiters, in the order they came
+}
+
+type heldRange struct {
+	first, last uint64
+	gone        chan struct{}
+}
+
+// lock returns when blocks first to last-1 are the caller's, and the function that gives them back.
+func (l *rangeLock) lock(ctx context.Context, first, last uint64) (func(), error) {
+	me := &heldRange{first: first, last: last, gone: make(chan struct{})}
+	l.mu.Lock()
+	var before []*heldRange
+	for _, h := range l.held {
+		if h.first < last && first < h.last {
+			before = append(before, h)
+		}
+	}
+	l.held = append(l.held, me)
+	l.mu.Unlock()
+	unlock := func() {
+		l.mu.Lock()
+		for i, h := range l.held {
+			if h == me {
+				l.held = append(l.held[:i], l.held[i+1:]...)
+				break
+			}
+		}
+		l.mu.Unlock()
+		close(me.gone)
+	}
+	for _, h := range before {
+		select {
+		case <-h.gone:
+		case <-ctx.Done():
+			// Those behind wait for this range only, so it leaves after those before it.
+			go func() {
+				for _, h := range before {
+					<-h.gone
+				}
+				unlock()
+			}()
+			return nil, ctx.Err()
+		}
+	}
+	return unlock, nil
+}

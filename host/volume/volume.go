@@ -1,0 +1,118 @@
+// Package volume is the virtual disk that the target engine exports: target.Device over a volume
+// of host/store.
+//
+// It owns what initiators may ask beyond whole 4 KiB blocks: 512-byte logical blocks over the
+// store's 4 KiB (the partial block at either end of a write is read, merged and written),
+// COMPARE AND WRITE, WRITE SAME, and the order between requests that touch the same block. It
+// promises that each logical block is written atomically, that a partial write changes nothing of
+// its neighbours, whatever runs beside it, and that what it acknowledged is durable (the store's
+// promise). It keeps no data.
+//
+// write.go holds the path of a write, read.go that of a read.
+package volume
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/ledge-storage/ledge/host/store"
+	"github.com/ledge-storage/ledge/target"
+)
+
+// Options of Open.
+type Options struct {
+	// BlockBytes is the logical block size, 512 or 4096; zero: 512.
+	BlockBytes uint32
+}
+
+// Device is one volume. It follows the volume's size.
+type Device struct {
+	vol   *store.Volume
+	shift uint // log2 of the logical blocks in one of the store's
+	block uint32
+	locks rangeLock
+	stats counters
+}
+
+var _ target.Device = (*Device)(nil)
+
+type counters struct {
+	reads, writes, unmaps, compares, flushes, readBytes, writeBytes, unmapBytes, partial, errors atomic.Uint64
+}
+
+// Stats count requests since Open. Partial are writes that had to read a block first.
+type Stats struct {
+	Reads, Writes, Unmaps, Compares, Flushes, ReadBytes, WriteBytes, UnmapBytes, Partial, Errors uint64
+}
+
+// Open returns the device of the volume of that name.
+func Open(st *store.Store, name string, o Options) (*Device, error) {
+	if o.BlockBytes == 0 {
+		o.BlockBytes = 512
+	}
+	if o.BlockBytes != 512 && o.BlockBytes != store.BlockBytes {
+		return nil, fmt.Errorf("volume %s: logical blocks of %d bytes", name, o.BlockBytes)
+	}
+	v, err := st.Volume(name)
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{vol: v, block: o.BlockBytes}
+	for o.BlockBytes<<d.shift < store.BlockBytes {
+		d.shift++
+	}
+	return d, nil
+}
+
+// Info describes the unit as initiators see it.
+func (d *Device) Info() target.Info {
+	i := d.vol.Info()
+	return target.Info{
+		Blocks: uint64(i.SizeBytes) / uint64(d.block), BlockBytes: d.block, PhysicalExponent: uint8(d.shift),
+		OptimalBlocks: (128 << 10) / d.block, MaxBlocks: (4 << 20) / d.block, UnmapGranularityBlocks: store.BlockBytes / d.block,
+		Thin: true, UUID: i.UUID, Vendor: "LEDGE", Product: "VOLUME", Revision: "1", Serial: fmt.Sprintf("%x", i.UUID[:8]),
+	}
+}
+
+// Stats returns the counters.
+func (d *Device) Stats() Stats {
+	c := &d.stats
+	return Stats{Reads: c.reads.Load(), Writes: c.writes.Load(), Unmaps: c.unmaps.Load(), Compares: c.compares.Load(), Flushes: c.flushes.Load(),
+		ReadBytes: c.readBytes.Load(), WriteBytes: c.writeBytes.Load(), UnmapBytes: c.unmapBytes.Load(), Partial: c.partial.Load(), Errors: c.errors.Load()}
+}
+
+// failed counts an error on its way to the engine.
+func (d *Device) failed(err error) error {
+	if err != nil {
+		d.stats.errors.Add(1)
+	}
+	return err
+}
+
+// extent is a range of bytes, and the store's blocks that hold it.
+type extent struct {
+	from, to    uint64 // bytes
+	first, last uint64 // blocks; last is behind the range
+}
+
+// extentOf checks a range of logical blocks against the volume.
+func (d *Device) extentOf(lba, blocks uint64) (extent, error) {
+	size := uint64(d.vol.Info().SizeBytes) / uint64(d.block)
+	if lba > size || blocks > size-lba {
+		return extent{}, fmt.Errorf("volume: blocks %d+%d of %d: %w", lba, blocks, size, target.ErrRange)
+	}
+	from, to := lba*uint64(d.block), (lba+blocks)*uint64(d.block)
+	return extent{from, to, from / store.BlockBytes, (to + store.BlockBytes - 1) / store.BlockBytes}, nil
+}
+
+// bytesOf is the length of the buffers, which must be whole logical blocks.
+func (d *Device) bytesOf(bufs [][]byte) (uint64, error) {
+	n := uint64(0)
+	for _, b := range bufs {
+		if len(b)%int(d.block) != 0 {
+			return 0, fmt.Errorf("volume: buffer of %d bytes: %w", len(b), target.ErrAlignment)
+		}
+		n += uint64(len(b))
+	}
+	return n, nil
+}
