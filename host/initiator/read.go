@@ -3,6 +3,7 @@ package initiator
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/ledge-storage/ledge/host/initiator/iscsi"
 	"github.com/ledge-storage/ledge/target"
@@ -41,16 +42,21 @@ func (d *Device) transfer(ctx context.Context, op string, opcode byte, p []byte,
 	return g.Wait()
 }
 
+// commands are reused: one holds room for sense data.
+var commands = sync.Pool{New: func() any { return new(iscsi.Command) }}
+
 // one moves one piece with one command.
 func (d *Device) one(ctx context.Context, op string, opcode byte, s shape, p []byte, off int64) error {
 	bs := int64(s.blockBytes)
-	c := iscsi.Command{CDB: cdbReadWrite(opcode, uint64(off/bs), uint32(int64(len(p))/bs))}
+	c := commands.Get().(*iscsi.Command)
+	defer func() { c.In, c.Out = nil, nil; commands.Put(c) }()
+	c.CDB = cdbReadWrite(opcode, uint64(off/bs), uint32(int64(len(p))/bs))
 	if opcode == opRead16 {
 		c.In = p
 	} else {
 		c.Out = p
 	}
-	if err := d.exec(ctx, op, &c); err != nil {
+	if err := d.exec(ctx, op, c); err != nil {
 		return fmt.Errorf("%d bytes at %d: %w", len(p), off, err)
 	}
 	if c.Transferred != len(c.In) {
