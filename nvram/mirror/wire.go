@@ -246,7 +246,7 @@ const logBytes = 56
 func encodeOffer(s nvram.MirrorState) []byte {
 	b := appendLog(nil, s.ID, s.Epoch, s.Run, s.RunLSN, s.Bytes)
 	b = le.AppendUint64(b, s.Next)
-	return append(b, flag(s.Complete))
+	return append(b, boolByte(s.Complete))
 }
 
 func decodeOffer(b []byte) (nvram.MirrorState, error) {
@@ -263,7 +263,7 @@ func decodeOffer(b []byte) (nvram.MirrorState, error) {
 func encodeStart(s nvram.Start) []byte {
 	b := appendLog(nil, s.ID, s.Epoch, s.Run, s.RunLSN, s.Bytes)
 	b = appendPositions(b, s.Tail)
-	b = append(b, flag(s.Full))
+	b = append(b, boolByte(s.Full))
 	b = le.AppendUint64(b, s.Resume)
 	return appendPositions(b, s.Head)
 }
@@ -280,7 +280,7 @@ func decodeStart(b []byte) (nvram.Start, error) {
 	}, nil
 }
 
-func flag(v bool) byte {
+func boolByte(v bool) byte {
 	if v {
 		return 1
 	}
