@@ -33,7 +33,7 @@ import (
 //	136    8    bytes that a member needs
 //	144    8    spare of member: byte j is 1 + the member whose strips spare column j holds, 0 none
 //	152    1    1 + the member being rebuilt, 0 none
-//	153    1    1 + the spare column that it is rebuilt to, 0 a replacement drive
+//	153    1    1 + the spare column that it is rebuilt to, 0 none
 //	154    6    zero
 //	160    8    stripes below this one are rebuilt
 //	168    2    length of opaque
@@ -83,7 +83,7 @@ type Label struct {
 	Failed          uint64
 	SpareOf         [8]uint8
 	RebuildMember   int // -1: none
-	RebuildSpare    int // -1: to a replacement drive
+	RebuildSpare    int // -1 when RebuildMember is
 	RebuildProgress uint64
 	Owner           byte
 	Epoch           uint64
@@ -205,7 +205,7 @@ func (l *Label) validate() error {
 		return bad("member bytes", l.MemberBytes)
 	case l.N < 64 && l.Failed>>l.N != 0:
 		return bad("failed members", l.Failed)
-	case l.RebuildMember >= l.N || l.RebuildSpare >= l.Spares:
+	case l.RebuildMember >= l.N || l.RebuildSpare >= l.Spares || (l.RebuildMember < 0) != (l.RebuildSpare < 0):
 		return bad("rebuild of", l.RebuildMember)
 	case len(l.Opaque) > MaxOpaque:
 		return bad("opaque bytes", len(l.Opaque))

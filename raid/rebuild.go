@@ -21,7 +21,8 @@ const RebuildBatch = 256
 // Rebuild rebuilds a failed member to a free spare column, or goes on with a rebuild that was cut. It returns when it
 // is done, or ctx ends; progress (may be nil) is told after each batch. Only one rebuild runs at a time. pace, if not
 // nil, is called before each stripe and may wait: that is the throttle. Stripes that cannot be rebuilt are skipped
-// and make the result ErrUnrecoverable, after all others are done: the member stays failed then.
+// and make the result ErrUnrecoverable, after all others are done: the member stays failed then. Close waits for a
+// rebuild: end ctx first.
 func (a *Array) Rebuild(ctx context.Context, failed int, pace func(context.Context) error, progress func(done, total uint64)) error {
 	if err := a.enter(); err != nil {
 		return err

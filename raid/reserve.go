@@ -122,38 +122,41 @@ func preempt(r Reserver, key uint64) error {
 		if err != nil {
 			return err
 		}
-		alone := true
-		// The holder first: preempting it takes the reservation over in one step.
-		if holder != 0 && holder != key {
-			alone = false
-			if err := r.Preempt(key, holder); err != nil {
-				return err
-			}
-		}
-		for _, other := range registered {
-			if other != key && other != holder {
-				alone = false
-				if err := r.Preempt(key, other); err != nil {
-					return err
-				}
-			}
-		}
-		if holder == 0 {
-			alone = false
-			if err := r.Reserve(key); err != nil && !errors.Is(err, ErrReservation) {
-				return err
-			}
-		}
-		if alone && slices.Contains(registered, key) {
+		stranger := func(k uint64) bool { return k != key }
+		if holder == key && len(registered) > 0 && !slices.ContainsFunc(registered, stranger) {
 			return nil
 		}
-		if !slices.Contains(registered, key) {
-			if err := r.Register(key); err != nil {
+		if err := evict(r, key, registered, holder); err != nil && !errors.Is(err, ErrReservation) {
+			return err // a conflict means only that the keys changed since we looked
+		}
+	}
+	return fmt.Errorf("another controller keeps registering: %w", ErrReservation)
+}
+
+// evict is one attempt to be alone on a drive. The holder goes first: preempting it takes the reservation
+// over in one step.
+func evict(r Reserver, key uint64, registered []uint64, holder uint64) error {
+	if !slices.Contains(registered, key) {
+		if err := r.Register(key); err != nil {
+			return err
+		}
+	}
+	if holder != 0 && holder != key {
+		if err := r.Preempt(key, holder); err != nil {
+			return err
+		}
+	}
+	for _, other := range registered {
+		if other != key && other != holder {
+			if err := r.Preempt(key, other); err != nil {
 				return err
 			}
 		}
 	}
-	return fmt.Errorf("another controller keeps registering: %w", ErrReservation)
+	if holder == 0 {
+		return r.Reserve(key)
+	}
+	return nil
 }
 
 // Release gives the reservation back and drops the registration, on every member.

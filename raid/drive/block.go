@@ -74,10 +74,8 @@ func control(file *os.File, f func(fd uintptr) error) error {
 	return inner
 }
 
-func (b *Block) ReadAt(p []byte, off int64) (int, error) {
-	n, err := b.f.ReadAt(p, off)
-	return n, b.explain(err)
-}
+// ReadAt needs no explanation: Write Exclusive – Registrants Only refuses no reads.
+func (b *Block) ReadAt(p []byte, off int64) (int, error) { return b.f.ReadAt(p, off) }
 
 func (b *Block) WriteAt(p []byte, off int64) (int, error) {
 	n, err := b.f.WriteAt(p, off)
