@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/host/initiator"
+	"github.com/ledge-storage/ledge/host/store"
+	"github.com/ledge-storage/ledge/host/volume"
+	"github.com/ledge-storage/ledge/target"
+)
+
+// storeEngine is the real engine: two multipath devices, the store on them, the flash cache before it.
+type storeEngine struct {
+	cfg               Config
+	journal, segments *initiator.Device
+	cache             flash // nil: none
+	st                *store.Store
+}
+
+// OpenStore opens the store on the LUNs that the shelf grants.
+func OpenStore(cfg Config, log *slog.Logger) OpenEngine {
+	return func(ctx context.Context, g api.Grant) (Engine, error) { return openStore(ctx, cfg, g, log) }
+}
+
+func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (_ Engine, err error) {
+	e := &storeEngine{cfg: cfg}
+	defer func() {
+		if err != nil {
+			e.closeDevices()
+		}
+	}()
+	if e.journal, err = e.device(ctx, g, g.JournalLUN, log.With("lun", "journal")); err != nil {
+		return nil, err
+	}
+	if e.segments, err = e.device(ctx, g, g.StoreLUN, log.With("lun", "store")); err != nil {
+		return nil, err
+	}
+	opt := store.Options{
+		Journal: e.journal, Segments: e.segments, Logger: log.With("part", "store"),
+		BufferBytes: cfg.BufferBytes, MapBytes: cfg.MapBytes, IndexBytes: cfg.IndexBytes, LineBytes: cfg.LineBytes,
+	}
+	if cfg.CachePath != "" {
+		c, err := openCache(ctx, cfg, log.With("part", "cache"))
+		if err != nil {
+			return nil, fmt.Errorf("cache %s: %w", cfg.CachePath, err)
+		}
+		e.cache, opt.Cache = c, c
+	}
+	if e.st, err = store.Open(ctx, opt); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *storeEngine) device(ctx context.Context, g api.Grant, lun uint32, log *slog.Logger) (*initiator.Device, error) {
+	return initiator.Open(ctx, initiator.Config{Portals: g.Portals, Target: g.Target, LUN: uint16(lun), Initiator: e.cfg.Initiator, Logger: log})
+}
+
+// closeDevices ends what was opened, in the reverse order.
+func (e *storeEngine) closeDevices() (err error) {
+	if e.cache != nil {
+		err = e.cache.Close()
+	}
+	for _, d := range []*initiator.Device{e.segments, e.journal} {
+		if d != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}
+	return err
+}
+
+func (e *storeEngine) CreateVolume(ctx context.Context, name string, bytes int64) error {
+	_, err := e.st.CreateVolume(ctx, name, bytes)
+	return err
+}
+
+func (e *storeEngine) ResizeVolume(ctx context.Context, name string, bytes int64) error {
+	return e.st.ResizeVolume(ctx, name, bytes)
+}
+
+func (e *storeEngine) DeleteVolume(ctx context.Context, name string) error {
+	return e.st.DeleteVolume(ctx, name)
+}
+
+func (e *storeEngine) Device(name string) (target.Device, error) {
+	return volume.Open(e.st, name, volume.Options{})
+}
+
+func (e *storeEngine) Volumes() (out []VolumeInfo) {
+	c := e.cacheFigures()
+	for _, v := range e.st.Volumes() {
+		out = append(out, VolumeInfo{Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Cache: c, Figures: api.Figures{
+			LogicalBytes: v.LogicalBytes, UniqueBytes: v.UniqueBytes, StoredBytes: v.StoredBytes, PendingBytes: v.PendingBytes,
+			DedupRatio: ratio(v.LogicalBytes, v.UniqueBytes), CompressionRatio: ratio(v.UniqueBytes, v.StoredBytes),
+		}})
+	}
+	return out
+}
+
+func ratio(a, b int64) float64 {
+	if a == 0 || b == 0 {
+		return 1
+	}
+	return float64(a) / float64(b)
+}
+
+// cacheFigures are the store's: the flash cache holds lines of segments, which volumes share.
+func (e *storeEngine) cacheFigures() (c api.Cache) {
+	s := e.st.Stats()
+	c.Hits, c.Misses = uint64(s.CacheHits), uint64(s.CacheMisses)
+	if n := c.Hits + c.Misses; n > 0 {
+		c.HitRate = float64(c.Hits) / float64(n)
+	}
+	if e.cache != nil {
+		c.Bytes, c.Size = e.cache.held(), e.cfg.CacheBytes
+	}
+	return c
+}
+
+func (e *storeEngine) Stats() EngineStats {
+	s := e.st.Stats()
+	out := EngineStats{Store: formatUUID(e.st.UUID()), Cache: e.cacheFigures(), Figures: api.Figures{
+		LogicalBytes: s.LogicalBytes, UniqueBytes: s.UniqueBytes, StoredBytes: s.StoredBytes, PendingBytes: s.PendingBytes,
+		DedupRatio: s.DedupRatio, CompressionRatio: s.CompressionRatio,
+	}}
+	for _, d := range []struct {
+		name string
+		dev  *initiator.Device
+	}{{"journal", e.journal}, {"store", e.segments}} {
+		for _, p := range d.dev.Paths() {
+			out.Paths = append(out.Paths, api.Path{LUN: d.name, Portal: p.Portal, Connected: p.Connected, State: p.State, InUse: p.InUse, Error: p.Error})
+		}
+	}
+	return out
+}
+
+func (e *storeEngine) Err() error { return e.st.Err() }
+
+func (e *storeEngine) Close(ctx context.Context) error {
+	return errors.Join(e.st.Close(ctx), e.closeDevices())
+}
