@@ -319,14 +319,14 @@ func (c *conn) sendData(t *task, b *scsi.Buffer, status bool) {
 	defer q.mu.Unlock()
 	q.room()
 	data := b.B
-	var h header
+	h := &q.scratch
 	for len(data) > 0 {
 		n := min(len(data), c.params.maxSend)
 		burstLeft := c.params.maxBurst - int(t.offset)%c.params.maxBurst
 		n = min(n, burstLeft)
 		part := data[:n]
 		data = data[n:]
-		h = header{}
+		*h = header{}
 		h[0] = opDataIn
 		last := len(data) == 0
 		if n == burstLeft || last {
@@ -344,7 +344,7 @@ func (c *conn) sendData(t *task, b *scsi.Buffer, status bool) {
 		h.put32(20, noTag)
 		h.put32(36, t.dataSN)
 		h.put32(40, t.offset)
-		c.put(&h, last && status)
+		c.put(h, last && status)
 		q.large(part)
 		c.putPadding(part)
 		t.dataSN++
@@ -358,7 +358,12 @@ func (c *conn) sendData(t *task, b *scsi.Buffer, status bool) {
 
 // sendResponse queues a SCSI response (11.4).
 func (c *conn) sendResponse(t *task) {
-	var h header
+	q := c.send
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.room()
+	h := &q.scratch
+	*h = header{}
 	h[0], h[1] = opResponse, 0x80
 	flags, count := t.residual()
 	h[1] |= flags
@@ -366,18 +371,14 @@ func (c *conn) sendResponse(t *task) {
 	h.put32(16, t.itt)
 	h.put32(36, t.dataSN)
 	h.put32(44, count)
-	q := c.send
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.room()
 	if len(t.Sense) > 0 {
 		var data [2 + 64]byte
 		binary.BigEndian.PutUint16(data[:], uint16(len(t.Sense)))
 		n := 2 + copy(data[2:], t.Sense)
 		h.setDataLen(n)
-		c.put(&h, true)
+		c.put(h, true)
 		c.putData(data[:n])
 		return
 	}
-	c.put(&h, true)
+	c.put(h, true)
 }

@@ -44,6 +44,7 @@ type sendQueue struct {
 	err      error
 	queued   int // bytes in filling and in the batch on its way
 	statSN   uint32
+	scratch  header    // of the PDU being queued; one on the stack would escape
 	deadline time.Time // of the socket, refreshed when half of it is gone
 }
 
