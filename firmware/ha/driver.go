@@ -138,6 +138,9 @@ const (
 	maxOrders = 4  // operator's orders that wait
 )
 
+// endLimit is how long Run waits at its end for actions that hang.
+const endLimit = 5 * time.Second
+
 type order struct {
 	event Event
 	spec  any
@@ -282,7 +285,7 @@ func (d *Driver) offer(m message) {
 }
 
 // Run drives the machine until ctx ends (code 0) or the machine asks to exit. It returns when no action is
-// under way any more and the pool is closed or aborted.
+// under way any more and the pool is closed or aborted, or after endLimit if that hangs: the process must end then.
 func (d *Driver) Run(ctx context.Context) (code int) {
 	defer close(d.done)
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -326,20 +329,27 @@ func (d *Driver) Run(ctx context.Context) (code int) {
 	d.tick.Stop()
 	d.timeout.Stop()
 	cancel()
-	d.o.Pool.Abort()
-	// The worker may be answering: take what it says and forget it.
+	// Abort and the worker may hang on a drive. They are waited for, but not for ever: a fenced owner must end.
 	ended := make(chan struct{})
-	go func() { wg.Wait(); close(ended) }()
-	for {
+	go func() {
+		d.o.Pool.Abort()
+		wg.Wait()
+		close(ended)
+	}()
+	patience := time.NewTimer(endLimit)
+	defer patience.Stop()
+	for waiting := true; waiting; {
 		select {
-		case m := <-d.events:
+		case m := <-d.events: // the worker's answer, which nobody needs, or an order
 			if m.order != nil {
 				m.order.reply <- ErrStopped
 			}
-			continue
 		case <-ended:
+			waiting = false
+		case <-patience.C:
+			d.o.Logger.Error("ha: an action hangs; ending without it")
+			waiting = false
 		}
-		break
 	}
 	for _, o := range append(d.waiting, d.current) {
 		if o != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/ledge-storage/ledge/raid"
 )
@@ -25,13 +26,15 @@ type drives struct {
 	open     func(path string) (port, error)
 	log      *slog.Logger
 
-	mu     sync.Mutex // guards ports, failed
+	mu     sync.Mutex // guards the rest
 	ports  map[string]port
 	failed map[string]string // why a path could not be opened, said once
+	asking map[string]bool   // drives that have not answered holders yet
+	asked  sync.WaitGroup
 }
 
 func newDrives(patterns []string, open func(string) (port, error), log *slog.Logger) *drives {
-	return &drives{patterns: patterns, open: open, log: log, ports: map[string]port{}, failed: map[string]string{}}
+	return &drives{patterns: patterns, open: open, log: log, ports: map[string]port{}, failed: map[string]string{}, asking: map[string]bool{}}
 }
 
 // scan opens what the patterns match now and returns all open drives, in the order of their paths.
@@ -86,8 +89,16 @@ func (d *drives) list() []raid.Drive {
 	return out
 }
 
-// close closes every drive; nothing may use them any more.
+// close closes every drive; nothing may use them any more. A drive that still hangs in holders is not waited for
+// longer than a moment: closing it under the question only makes that fail.
 func (d *drives) close() {
+	answered := make(chan struct{})
+	go func() { d.asked.Wait(); close(answered) }()
+	select {
+	case <-answered:
+	case <-time.After(2 * time.Second):
+		d.log.Warn("a drive does not answer; not waiting for it")
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for path, p := range d.ports {
@@ -103,6 +114,50 @@ type shared struct{ port }
 
 // Close leaves the drive open: drives.close closes it.
 func (shared) Close() error { return nil }
+
+// holders asks every drive who holds its reservation and counts the answers that come within limit. A drive
+// that hangs is asked once, and not again before it answered; it holds nobody else up.
+func (d *drives) holders(ctx context.Context, limit time.Duration) map[uint64]int {
+	answers := make(chan uint64, maxDrives)
+	n := 0
+	list := d.scan()
+	d.mu.Lock()
+	for _, x := range list {
+		p, name := x.(shared), x.Name()
+		if d.asking[name] {
+			continue
+		}
+		d.asking[name] = true
+		n++
+		d.asked.Go(func() {
+			_, holder, err := p.Keys()
+			if err != nil {
+				holder = 0
+			}
+			d.mu.Lock()
+			delete(d.asking, name)
+			d.mu.Unlock()
+			answers <- holder
+		})
+	}
+	d.mu.Unlock()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	count := map[uint64]int{}
+	for range n {
+		select {
+		case key := <-answers:
+			if key != 0 {
+				count[key]++
+			}
+		case <-t.C:
+			return count
+		case <-ctx.Done():
+			return count
+		}
+	}
+	return count
+}
 
 // registrations: reservations on all drives at once, without an array: before there is one, and where the
 // controller only wants to let go.

@@ -72,7 +72,7 @@ func inventory(p *shelf.Pool) []unitInfo {
 	var inv []unitInfo
 	for _, l := range p.LUNs() {
 		i := l.Info()
-		u := unitInfo{LUN: i.ID, Name: i.Name, Kind: i.Kind.String(), Size: i.SizeBytes, Info: l.Device().Info(), used: i.AllocatedBytes}
+		u := unitInfo{LUN: i.ID, Name: i.Name, Kind: i.Kind.String(), Size: i.SizeBytes, Info: l.Device().Info(), device: l.Device(), used: i.AllocatedBytes}
 		owned := i.Kind != shelf.KindPlain
 		for _, h := range hosts {
 			if slices.Contains(h.LUNs, i.ID) {

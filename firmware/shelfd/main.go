@@ -63,13 +63,15 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
 	flags := flag.NewFlagSet("shelfd", flag.ContinueOnError)
-	flags.Usage = func() { fmt.Fprint(flags.Output(), usage) }
+	flags.Usage = func() {}
 	path := flags.String("config", "", "")
 	check := flags.Bool("check", false, "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
+		fmt.Print(usage)
 		return exitOK
-	case err != nil:
+	case err != nil: // the package has said what
+		fmt.Fprintln(os.Stderr, "shelfd: see --help")
 		return exitConfig
 	case *path == "" || flags.NArg() > 0:
 		fmt.Fprintln(os.Stderr, "shelfd: --config FILE is required, and nothing else; see --help")

@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/bits"
+	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/ledge-storage/ledge/firmware/ha"
 	"github.com/ledge-storage/ledge/firmware/shelf"
@@ -48,6 +52,7 @@ type backend struct {
 	link   link
 	front  *front
 	gate   *ha.Gate
+	began  time.Time
 	// lost and broken report what the open pool meets to the driver.
 	lost, broken func()
 
@@ -59,6 +64,9 @@ type backend struct {
 	looked bool
 	key    uint64
 	watch  chan struct{} // closed when the watcher of the open pool ends
+
+	// shows makes what the front shows follow the pool: publish and withdraw one at a time. Taken before mu.
+	shows sync.Mutex
 }
 
 func (b *backend) mine(key uint64) bool { return controllerOf(key) == b.self }
@@ -85,6 +93,10 @@ func (b *backend) Look(ctx context.Context) (ha.View, error) {
 		return ha.View{Unreadable: true}, err
 	case s.Members < s.Label.K:
 		return ha.View{Unreadable: true}, fmt.Errorf("%d members can be used, %d are needed at least", s.Members, s.Label.K)
+	case b.stragglers(&s) > 0 && time.Since(b.began) < straggleTime:
+		// A kernel that still probes its buses: a member that is passed over now counts as failed from the
+		// first write on.
+		return ha.View{Unreadable: true}, fmt.Errorf("%d members are still missing; waiting for them", b.stragglers(&s))
 	}
 	l := &s.Label
 	v := ha.View{Epoch: l.Epoch, Owner: ha.Controller(l.Owner), Solo: l.Solo(), SoloLSN: l.SoloLSN, Replaying: l.Replaying(),
@@ -96,6 +108,14 @@ func (b *backend) Look(ctx context.Context) (ha.View, error) {
 		v.Holder = controllerOf(s.Holder)
 	}
 	return v, nil
+}
+
+// straggleTime is how long after the start members may take to appear.
+const straggleTime = 8 * time.Second
+
+// stragglers counts the members that are neither here nor recorded as failed.
+func (b *backend) stragglers(s *raid.Survey) int {
+	return max(0, s.Label.N-bits.OnesCount64(s.Label.Failed)-s.Members)
 }
 
 // openArray opens the array as the labels are now. The caller closes it.
@@ -222,7 +242,10 @@ func (b *backend) Disown(ctx context.Context) error {
 	}))
 }
 
-// Confirm asks the drives, not the array: an array that failed for another reason is not fenced.
+// confirmLimit is how long a confirmation waits for drives that hang: well below the lease.
+const confirmLimit = 2 * time.Second
+
+// Confirm asks the drives, not the array: a drive that does not answer here is not failed for it.
 func (b *backend) Confirm(ctx context.Context) error {
 	b.mu.Lock()
 	a, key := b.array, b.key
@@ -230,14 +253,29 @@ func (b *backend) Confirm(ctx context.Context) error {
 	if a == nil {
 		return errors.New("no array is open")
 	}
-	registered, holder, err := a.Keys(ctx)
-	if err != nil {
-		return conflict(err)
+	held := b.drives.holders(ctx, confirmLimit)
+	most, others := a.Geometry().N/2+1, 0
+	for k, n := range held {
+		if k != key {
+			others += n
+		}
 	}
-	if holder != key {
-		return fmt.Errorf("%w: key %016x holds the reservation, ours is %016x (registered: %x)", ha.ErrConflict, holder, key, registered)
+	switch {
+	case held[key] >= most:
+		return nil
+	case others >= most:
+		return fmt.Errorf("%w: reservations are held by %s", ha.ErrConflict, keysText(held))
 	}
-	return nil
+	return fmt.Errorf("only %d members confirm our reservation, %d are needed (held by %s)", held[key], most, keysText(held))
+}
+
+func keysText(held map[uint64]int) string {
+	var parts []string
+	for k, n := range held {
+		parts = append(parts, fmt.Sprintf("%016x on %d", k, n))
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ", ")
 }
 
 func (b *backend) held() (*raid.Array, error) {

@@ -153,18 +153,27 @@ func (b *backend) Drain(ctx context.Context) error {
 		return conflict(b.reason(err, a))
 	}
 	b.stopWatch()
-	b.front.withdraw()
+	b.withdraw()
 	err := p.Close(ctx)
 	if cerr := l.Close(); err == nil {
 		err = cerr
 	}
+	if err != nil {
+		if err = conflict(b.reason(err, a)); !errors.Is(err, ha.ErrConflict) {
+			err = fmt.Errorf("%w: %w", ha.ErrBroken, err)
+		}
+	}
+	return err
+}
+
+// withdraw takes pool and log out of everybody's sight; who closes them has them.
+func (b *backend) withdraw() {
+	b.shows.Lock()
+	defer b.shows.Unlock()
 	b.mu.Lock()
 	b.pool, b.nvlog = nil, nil
 	b.mu.Unlock()
-	if err != nil {
-		return conflict(b.reason(err, a))
-	}
-	return nil
+	b.front.withdraw()
 }
 
 func (b *backend) stopWatch() {
@@ -180,11 +189,10 @@ func (b *backend) stopWatch() {
 // Abort closes what is open without writing.
 func (b *backend) Abort() {
 	b.stopWatch()
-	b.front.withdraw()
 	b.mu.Lock()
 	p, l := b.pool, b.nvlog
-	b.pool, b.nvlog = nil, nil
 	b.mu.Unlock()
+	b.withdraw()
 	if p != nil {
 		p.Abort()
 	}
@@ -208,6 +216,8 @@ func (b *backend) Halt()       { b.front.states(roleGone, b.link.Connected()) }
 
 // publish brings the front up to date with the pool's LUNs and hosts, and tells the partner.
 func (b *backend) publish() {
+	b.shows.Lock()
+	defer b.shows.Unlock()
 	b.mu.Lock()
 	p := b.pool
 	b.mu.Unlock()
@@ -215,8 +225,8 @@ func (b *backend) publish() {
 		return
 	}
 	inv := inventory(p)
-	for i, l := range p.LUNs() {
-		inv[i].device = b.gate.Device(l.Device())
+	for i := range inv {
+		inv[i].device = b.gate.Device(inv[i].device)
 	}
 	b.front.show(inv)
 	b.tell(inv)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ const (
 	exitFenced  = ha.ExitFenced
 	exitRefused = 4 // something that an operator must mend: restarted, slowly
 )
+
+// lastLimit bounds the end of the process, once ownership has ended.
+const lastLimit = 10 * time.Second
 
 // serve runs the controller until ctx ends or ownership asks for an end. Start-up, in order; what fails says so
 // and undoes what came before:
@@ -55,7 +59,7 @@ func serve(ctx context.Context, c *Config, out io.Writer) (code int, err error) 
 	log.Info("nvram open", "path", c.NVRAM.Path, "bytes", r.Size(), "mirror_complete", m.State().Complete, "mirror_epoch", m.State().Epoch)
 
 	self := ha.Controller(c.Controller[0])
-	b := &backend{self: self, conf: c, log: log, region: r, own: own, mirror: m, gate: ha.NewGate(nil)}
+	b := &backend{self: self, began: began, conf: c, log: log, region: r, own: own, mirror: m, gate: ha.NewGate(nil)}
 	b.drives = newDrives(c.Drives, func(path string) (port, error) {
 		return drive.Open(path, drive.Options{Controller: c.Shelf + "." + c.Controller})
 	}, log)
@@ -90,6 +94,12 @@ func serve(ctx context.Context, c *Config, out io.Writer) (code int, err error) 
 	defer closeAPI()
 
 	code = a.driver.Run(ctx)
+	// Whatever hangs below (a drive, an initiator), the process ends: a fenced owner must not linger.
+	last := time.AfterFunc(lastLimit, func() {
+		fmt.Fprintln(out, "shelfd: something hangs at the end; leaving it")
+		os.Exit(code)
+	})
+	defer last.Stop()
 	log.Info("ledge: stopped", "code", code, "after", uptime(began))
 	return code, nil
 }
