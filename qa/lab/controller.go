@@ -327,7 +327,7 @@ func (l *Lab) WaitOwner(ctx context.Context) (*Controller, error) {
 	return owner, nil
 }
 
-// WaitMirrored waits until the owner says that its mirror is complete.
+// WaitMirrored waits until the owner says that its mirror is complete, and its partner that it stands by.
 func (l *Lab) WaitMirrored(ctx context.Context) error {
 	owner, err := l.WaitOwner(ctx)
 	if err != nil {
@@ -336,6 +336,15 @@ func (l *Lab) WaitMirrored(ctx context.Context) error {
 	_, err = owner.WaitStatus(ctx, func(st control.Status) error {
 		if st.Partner.Mirror != "in-sync" {
 			return fmt.Errorf("the mirror is %q, not in sync; %s", st.Partner.Mirror, st.Trouble)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	_, err = owner.Partner().WaitStatus(ctx, func(st control.Status) error {
+		if st.Role != "standby" {
+			return fmt.Errorf("it is %s, not standby", st.Role)
 		}
 		return nil
 	})
