@@ -171,6 +171,16 @@ func (st *Store) Volumes() []VolumeInfo {
 	return list
 }
 
+// Size is what Info says, for who asks it with every request.
+func (v *Volume) Size() int64 {
+	v.st.mu.RLock()
+	defer v.st.mu.RUnlock()
+	return v.size
+}
+
+// UUID identifies the volume for ever.
+func (v *Volume) UUID() [16]byte { return v.uuid }
+
 // Info describes the volume as it is now.
 func (v *Volume) Info() VolumeInfo {
 	v.st.mu.RLock()

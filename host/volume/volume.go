@@ -66,11 +66,11 @@ func Open(st *store.Store, name string, o Options) (*Device, error) {
 
 // Info describes the unit as initiators see it.
 func (d *Device) Info() target.Info {
-	i := d.vol.Info()
+	id := d.vol.UUID()
 	return target.Info{
-		Blocks: uint64(i.SizeBytes) / uint64(d.block), BlockBytes: d.block, PhysicalExponent: uint8(d.shift),
+		Blocks: uint64(d.vol.Size()) / uint64(d.block), BlockBytes: d.block, PhysicalExponent: uint8(d.shift),
 		OptimalBlocks: (128 << 10) / d.block, MaxBlocks: (4 << 20) / d.block, UnmapGranularityBlocks: store.BlockBytes / d.block,
-		Thin: true, UUID: i.UUID, Vendor: "LEDGE", Product: "VOLUME", Revision: "1", Serial: fmt.Sprintf("%x", i.UUID[:8]),
+		Thin: true, UUID: id, Vendor: "LEDGE", Product: "VOLUME", Revision: "1", Serial: fmt.Sprintf("%x", id[:8]),
 	}
 }
 
@@ -97,7 +97,7 @@ type extent struct {
 
 // extentOf checks a range of logical blocks against the volume.
 func (d *Device) extentOf(lba, blocks uint64) (extent, error) {
-	size := uint64(d.vol.Info().SizeBytes) / uint64(d.block)
+	size := uint64(d.vol.Size()) / uint64(d.block)
 	if lba > size || blocks > size-lba {
 		return extent{}, fmt.Errorf("volume: blocks %d+%d of %d: %w", lba, blocks, size, target.ErrRange)
 	}
