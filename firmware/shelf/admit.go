@@ -39,6 +39,9 @@ func (p *Pool) admit(ctx context.Context, payload, entries int) error {
 		if p.room(n, entries) {
 			p.inflight += n
 			p.mu.Unlock()
+			if !p.opts.Inline && p.pressure() >= startAt {
+				p.wake()
+			}
 			return nil
 		}
 		if !stalled {

@@ -31,6 +31,8 @@ type runner struct {
 	m     *model
 	rng   *rand.Rand
 	stamp uint64
+	// rotten is the member whose blocks rot; -1: none. It is never lost.
+	rotten int
 }
 
 // errLoss is what the simulation looks for.
@@ -44,7 +46,7 @@ func Run(seed uint64, o Options) (f Faults, err error) {
 	if o.Operations == 0 {
 		o.Operations = 40
 	}
-	r := &runner{o: o, w: newWorld(seed, o.Mutation), m: newModel(), rng: rand.New(rand.NewPCG(seed, 7))}
+	r := &runner{o: o, w: newWorld(seed), m: newModel(), rng: rand.New(rand.NewPCG(seed, 7))}
 	defer func() {
 		r.w.off = true
 		if r.w.pool != nil {
@@ -56,6 +58,11 @@ func Run(seed uint64, o Options) (f Faults, err error) {
 	ctx := context.Background()
 	if err := r.w.create(ctx); err != nil {
 		return f, fmt.Errorf("create: %w", err)
+	}
+	r.w.mutation = o.Mutation
+	r.rotten = -1
+	if r.rng.IntN(3) == 0 {
+		r.rotten = r.rng.IntN(members)
 	}
 	for life := range o.Lives {
 		r.w.steps, r.w.cutAt = 0, 1+r.rng.IntN(80)
@@ -105,8 +112,14 @@ func (r *runner) restart(ctx context.Context) error {
 	for again := 0; ; again++ {
 		w.powerCut()
 		w.powerOn()
+		if r.rotten >= 0 {
+			w.rot(r.rng, r.rotten)
+		}
 		if len(w.lost) == 0 && r.rng.IntN(2) == 0 {
 			w.lost = r.rng.Perm(members)[:1+r.rng.IntN(parityStrips)]
+			if r.rotten >= 0 {
+				w.lost = []int{(r.rotten + 1 + r.rng.IntN(members-1)) % members}
+			}
 			w.faults.MembersLost += len(w.lost)
 			r.trace("lost members %v", w.lost)
 		}

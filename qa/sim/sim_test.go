@@ -46,7 +46,7 @@ func TestSeeds(t *testing.T) {
 	// A fault that never happened proves nothing.
 	for what, count := range map[string]int{"cut in the region": total.CutsInRegion, "cut in a stripe write": total.CutsInStripe,
 		"cut in an update": total.CutsInApply, "cut in a flush": total.CutsInFlush, "cut in replay": total.CutsInReplay,
-		"member lost": total.MembersLost, "takeover": total.Takeovers, "full pool": total.NoSpace,
+		"member lost": total.MembersLost, "rot": total.RottenBlocks, "takeover": total.Takeovers, "full pool": total.NoSpace,
 		"replayed update": int(total.Shelf.ReplayedUpdates), "stall": int(total.Shelf.Stalls)} {
 		if count == 0 && n >= 300 {
 			t.Errorf("no %s in %d seeds", what, n)

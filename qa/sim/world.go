@@ -33,7 +33,7 @@ const (
 	members      = 5
 	dataStrips   = 2
 	parityStrips = 2
-	memberSlots  = 36
+	memberSlots  = 24
 	regionBytes  = 2 << 20
 	extentBlocks = 128 // two stripes
 	blockBytes   = raid.BlockBytes
@@ -67,7 +67,7 @@ var Mutations = []Mutation{SkipFlush, AckBeforeAppend, SkipUpdateLog, ApplyBefor
 // world is the hardware and its power.
 type world struct {
 	seed     uint64
-	mutation Mutation
+	mutation Mutation // from the end of create on
 	disks    *raidtest.Set
 	regions  []*nvramtest.Region
 	current  int // region of the running log
@@ -90,8 +90,8 @@ type world struct {
 
 // Faults counts what happened in a run.
 type Faults struct {
-	Steps, Cuts, CutsInRegion, CutsInStripe, CutsInApply, CutsInFlush, CutsInReplay, MembersLost, Takeovers, Restarts, Writes, Reads, Unmaps, NoSpace int
-	Shelf                                                                                                                                             shelf.Counters
+	Steps, Cuts, CutsInRegion, CutsInStripe, CutsInApply, CutsInFlush, CutsInReplay, MembersLost, RottenBlocks, Takeovers, Restarts, Writes, Reads, Unmaps, NoSpace int
+	Shelf                                                                                                                                                           shelf.Counters
 }
 
 func (f *Faults) add(g Faults) {
@@ -103,6 +103,7 @@ func (f *Faults) add(g Faults) {
 	f.CutsInFlush += g.CutsInFlush
 	f.CutsInReplay += g.CutsInReplay
 	f.MembersLost += g.MembersLost
+	f.RottenBlocks += g.RottenBlocks
 	f.Takeovers += g.Takeovers
 	f.Restarts += g.Restarts
 	f.Writes += g.Writes
@@ -386,8 +387,8 @@ func replay(m Mutation, l *nvram.Log, fn func(uint64, nvram.Set) error) error {
 	return l.Replay(fn)
 }
 
-func newWorld(seed uint64, m Mutation) *world {
-	w := &world{seed: seed, mutation: m, disks: raidtest.NewSet(seed, members, driveBytes), epoch: 1}
+func newWorld(seed uint64) *world {
+	w := &world{seed: seed, disks: raidtest.NewSet(seed, members, driveBytes), epoch: 1}
 	for i := range uint64(2) {
 		w.regions = append(w.regions, nvramtest.NewRegion(regionBytes, 512, seed+i))
 	}
@@ -464,6 +465,15 @@ func (w *world) powerCut() {
 	w.pool, w.log, w.array = nil, nil, nil
 	w.disks.PowerCut()
 	w.faults.Cuts++
+}
+
+// rot flips bits in some blocks of one member: while it is there it counts as one of the failures that parity
+// must make good, so no more than one other member is taken away.
+func (w *world) rot(rng *rand.Rand, member int) {
+	for range 1 + rng.IntN(8) {
+		w.disks.Disks[member].Rot(raid.DataOffset + rng.Int64N(driveBytes-raid.DataOffset))
+		w.faults.RottenBlocks++
+	}
 }
 
 func (w *world) powerOn() {
