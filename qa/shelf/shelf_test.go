@@ -304,3 +304,123 @@ func TestLostNVRAM(t *testing.T) {
 	r.more(100)
 	r.check("two members gone")
 }
+
+// TestCrashInTakeover: the new owner dies at any moment of its takeover, and comes back; nothing is lost, and the
+// operator's order, given again, succeeds.
+func TestCrashInTakeover(t *testing.T) {
+	r := start(t)
+	r.write()
+	r.more(200)
+	r.Kill("A")
+	for _, after := range []time.Duration{5 * time.Millisecond, 20 * time.Millisecond, 60 * time.Millisecond, 500 * time.Millisecond, 3 * time.Second} {
+		order := make(chan struct{})
+		go func() {
+			defer close(order)
+			r.Call(r.ctx, "B", "POST", "/v1/takeover", nil, nil) // it dies under us
+		}()
+		time.Sleep(after)
+		r.Kill("B")
+		<-order
+		r.up("B")
+		st, err := r.Wait(r.ctx, "B", "back", func(st Status) bool { return st.Role == "standby" || st.Role == "owner" })
+		r.must(st, err)
+		t.Logf("killed after %v: back as %s at epoch %d", after, st.Role, st.Epoch)
+		if st.Role == "owner" {
+			break
+		}
+	}
+	r.call("B", "POST", "/v1/takeover", nil)
+	r.owner("B")
+	r.more(100)
+	r.check("crashed in takeover")
+	r.up("A")
+	r.standby("A")
+	r.inSync("B")
+}
+
+// TestStoppedStandby: the owner goes on alone when the standby stops, and is in sync again when it goes on.
+func TestStoppedStandby(t *testing.T) {
+	r := start(t)
+	r.write()
+	r.more(100)
+	if err := r.Signal("B", syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	r.must(r.Wait(r.ctx, "A", "solo", func(st Status) bool { return st.Partner.Mirror == "solo" }))
+	r.more(100)
+	if err := r.Signal("B", syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	r.inSync("A")
+	r.Kill("A")
+	r.call("B", "POST", "/v1/takeover", nil)
+	r.more(100)
+	r.check("the standby was stopped, then took over")
+	// A clean stop of everything.
+	for _, c := range []string{"A", "B"} {
+		if c == "A" {
+			r.up("A")
+			r.standby("A")
+			r.inSync("B")
+		}
+		if err := r.Signal(c, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if code, err := r.Exit(r.ctx, c); code != 0 || err != nil {
+			t.Fatalf("controller %s told to stop: %d %v", c, code, err)
+		}
+	}
+	r.up("A", "B")
+	r.owner("B")
+	r.standby("A")
+	r.check("stopped and started")
+}
+
+// TestCreateOnBoth: two operators, one pool.
+func TestCreateOnBoth(t *testing.T) {
+	bin := build(t)
+	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
+	defer cancel()
+	s, err := New(Options{Binary: bin, Dir: t.TempDir(), Drives: drives, DriveBytes: 64 << 20, NVRAMBytes: 64 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	codes := make(chan int, 2)
+	for _, c := range []string{"A", "B"} {
+		if err := s.Start(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []string{"A", "B"} {
+		if _, err := s.Wait(ctx, c, "without pool", func(st Status) bool { return st.Role == "no-pool" }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []string{"A", "B"} {
+		go func() {
+			code, err := s.Call(ctx, c, "POST", "/v1/pool", nil, nil)
+			t.Logf("create on %s: %d %v", c, code, err)
+			codes <- code
+		}()
+	}
+	if a, b := <-codes, <-codes; a == 200 && b == 200 {
+		t.Fatal("both controllers created a pool")
+	}
+	// Whoever failed, the shelf can be used: at worst after another order.
+	if _, err := s.Wait(ctx, "A", "settled", func(st Status) bool { return st.Role == "owner" || st.Role == "standby" || st.Role == "no-pool" }); err != nil {
+		t.Fatal(err)
+	}
+	s.Call(ctx, "A", "POST", "/v1/pool", map[string]any{"force": false}, nil)
+	a, err := s.Wait(ctx, "A", "owner or standby", func(st Status) bool { return st.Role == "owner" || st.Role == "standby" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.Wait(ctx, "B", "owner or standby", func(st Status) bool { return st.Role == "owner" || st.Role == "standby" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if (a.Role == "owner") == (b.Role == "owner") {
+		t.Fatalf("A is %s, B is %s", a.Role, b.Role)
+	}
+}
