@@ -139,9 +139,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		pause(ctx, retry)
 	}
 	a.enter(api.PhaseClosing, nil, nil)
+	stop()
 	a.portal.Close()
 	a.server.Close()
-	stop()
 	shut, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if a.http.Shutdown(shut) != nil {

@@ -113,7 +113,9 @@ func ParseConfig(b []byte) (Config, error) {
 		s.end()
 	}
 	o.size("journal_bytes", &c.JournalBytes, 64*mib, 64*gib, 8*mib)
-	o.size("store_bytes", &c.StoreBytes, gib, 2048*tib, 8*mib)
+	// The store LUN is thin and its segments' numbers are never used again, so it is made far larger than the
+	// pool: at 1 TiB, numbers for 131072 segments, of which every opening may skip some.
+	o.size("store_bytes", &c.StoreBytes, tib, 2048*tib, 8*mib)
 	if s, _ := o.sub("memory"); s != nil {
 		s.size("buffer", &c.BufferBytes, 8*mib, 4*gib, 4*kib)
 		s.size("map", &c.MapBytes, 16*mib, 64*gib, 4*kib)

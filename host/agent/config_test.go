@@ -55,7 +55,7 @@ func TestConfigWrong(t *testing.T) {
 		{"listen", "3260", "port"}, {"listen", "127.0.0.1:http", "port"}, {"listen", "127.0.0.1:65536", "port"}, {"portal", "host:0", "other than 0"},
 		{"api", "", "socket"}, {"api", strings.Repeat("x", 101), "100"},
 		{"cache", []any{}, "JSON object"}, {"cache.path", "", "path"}, {"cache.size", "12XB", "64 MiB to 64 TiB"}, {"cache.size", "1MiB", "64 MiB to 64 TiB"}, {"cache.size", true, "64 MiB"}, {"cache.sizes", 1, "path, size"},
-		{"journal_bytes", "1GB", "64 MiB to 64 GiB"}, {"journal_bytes", 1.5, "multiple of 8 MiB"}, {"journal_bytes", 67108865, "multiple of 8 MiB"}, {"store_bytes", -1, "1 GiB"},
+		{"journal_bytes", "1GB", "64 MiB to 64 GiB"}, {"journal_bytes", 1.5, "multiple of 8 MiB"}, {"journal_bytes", 67108865, "multiple of 8 MiB"}, {"store_bytes", -1, "1 TiB"}, {"store_bytes", "512GiB", "1 TiB"},
 		{"memory", 3, "JSON object"}, {"memory.buffer", "1KiB", "8 MiB"}, {"memory.map", nil, "16 MiB"}, {"memory.index", "x", "4 MiB"}, {"memory.lines", "x", "4 MiB"}, {"memory.other", 1, "buffer, map, index, lines"},
 		{"log_level", "loud", "debug, info, warn or error"}, {"colour", "red", "no such field"},
 	} {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/host/cache"
 	"github.com/ledge-storage/ledge/host/initiator"
 	"github.com/ledge-storage/ledge/host/store"
 	"github.com/ledge-storage/ledge/host/volume"
@@ -17,7 +18,7 @@ import (
 type storeEngine struct {
 	cfg               Config
 	journal, segments *initiator.Device
-	cache             flash // nil: none
+	cache             *cache.Cache // nil: none
 	st                *store.Store
 }
 
@@ -44,11 +45,10 @@ func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (
 		BufferBytes: cfg.BufferBytes, MapBytes: cfg.MapBytes, IndexBytes: cfg.IndexBytes, LineBytes: cfg.LineBytes,
 	}
 	if cfg.CachePath != "" {
-		c, err := openCache(ctx, cfg, log.With("part", "cache"))
-		if err != nil {
+		if e.cache, err = cache.Open(ctx, cache.Options{Path: cfg.CachePath, SizeBytes: cfg.CacheBytes, Logger: log.With("part", "cache")}); err != nil {
 			return nil, fmt.Errorf("cache %s: %w", cfg.CachePath, err)
 		}
-		e.cache, opt.Cache = c, c
+		opt.Cache = e.cache
 	}
 	if e.st, err = store.Open(ctx, opt); err != nil {
 		return nil, err
@@ -116,7 +116,7 @@ func (e *storeEngine) cacheFigures() (c api.Cache) {
 		c.HitRate = float64(c.Hits) / float64(n)
 	}
 	if e.cache != nil {
-		c.Bytes, c.Size = e.cache.held(), e.cfg.CacheBytes
+		c.Bytes, c.Size = int64(e.cache.Stats().Bytes), e.cfg.CacheBytes
 	}
 	return c
 }

@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/target/iscsi"
+	"github.com/ledge-storage/ledge/target/mem"
+	"github.com/ledge-storage/ledge/target/scsi"
+)
+
+// standIn is a shelf of one controller: our target engine over memory, and the API that grants its LUNs.
+func standIn(t *testing.T) (address string) {
+	t.Helper()
+	const name = "iqn.2026-11.io.ledge:shelf.test"
+	srv, err := iscsi.NewServer(iscsi.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tg := scsi.NewTarget(name, scsi.Options{})
+	for lun, size := range map[uint64]int64{5: 64 * mib, 6: 16 * gib} {
+		d, err := mem.New(mem.Options{Bytes: size, BlockBytes: 4096, Name: string(rune('a' + lun))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tg.Attach(lun, d, scsi.UnitOptions{Initiators: []string{"iqn.2026-11.io.ledge:host.h1"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := srv.AddTarget(tg); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { srv.Serve(context.Background(), l); close(done) }()
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		json.NewEncoder(w).Encode(api.Grant{Target: name, Portals: []string{l.Addr().String()}, JournalLUN: 5, StoreLUN: 6})
+	}))
+	t.Cleanup(func() { web.Close(); srv.Close(); <-done })
+	return web.URL
+}
+
+// The real agent on a stand-in shelf: what was written is there after a clean restart and on another host
+// without the first one's cache (P6), and the figures show dedup.
+func TestStoreEngine(t *testing.T) {
+	shelf, dir := standIn(t), t.TempDir()
+	begin := func(name string) (*running, context.CancelFunc) {
+		cfg := Config{Name: "h1", Initiator: "iqn.2026-11.io.ledge:host.h1", ShelfAPIs: []string{shelf}, Listen: "127.0.0.1:0", API: filepath.Join(dir, name),
+			CachePath: filepath.Join(dir, name+".cache"), CacheBytes: 64 * mib, BufferBytes: 16 * mib, JournalBytes: 64 * mib, StoreBytes: tib}
+		log := slog.New(slog.DiscardHandler)
+		a, err := New(cfg, Options{Logger: log, Open: OpenStore(cfg, log), CheckInterval: 5 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := api.New("unix:"+cfg.API, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		r := &running{a, c, make(chan error, 1), cancel}
+		go func() { r.done <- a.Run(ctx) }()
+		return r, func() {
+			cancel()
+			c.Close()
+			if err := <-r.done; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	ctx := context.Background()
+	data := make([]byte, 8*mib)
+	words := strings.Fields("journal segment stripe member epoch lease shelf host volume mirror")
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range data {
+		if i%8 == 0 {
+			copy(data[i:], words[r.IntN(len(words))])
+		}
+	}
+
+	first, end := begin("a.sock")
+	first.wait(t, api.PhaseServing)
+	v, err := first.create("demo", 256*mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := dial(t, v)
+	for _, off := range []int64{0, 64 * mib} { // the same data twice
+		if err := dev.WriteAt(ctx, data, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dev.Close()
+	end()
+
+	for _, name := range []string{"a.sock", "b.sock"} {
+		again, end := begin(name)
+		s := again.wait(t, api.PhaseServing)
+		if s.Volumes != 1 || len(s.Paths) != 2 || s.LogicalBytes != 2*int64(len(data)) || s.UniqueBytes > int64(len(data))*11/10 {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if v, err = again.volume("demo"); err != nil {
+			t.Fatal(err)
+		}
+		dev := dial(t, v)
+		got := make([]byte, len(data))
+		for _, off := range []int64{0, 64 * mib} {
+			if err := dev.ReadAt(ctx, got, off); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%s: read at %d: %v", name, off, err)
+			}
+		}
+		dev.Close()
+		end()
+	}
+}
