@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/ledge-storage/ledge/host/api"
@@ -39,16 +40,23 @@ func (t *tool) hostCommand() *cobra.Command {
 }
 
 func (t *tool) printHost(s api.Status) error {
-	facts(t.out,
+	pairs := []string{
 		"host", s.Host, "initiator", s.Initiator, "version", s.Version,
-		"phase", fmt.Sprintf("%s for %v", s.Phase, time.Since(s.Since).Round(time.Second)), "trouble", s.Trouble,
+		"phase", fmt.Sprintf("%s for %v", s.Phase, time.Since(s.Since).Round(time.Second)), "trouble", strings.ReplaceAll(s.Trouble, "\n", "; "),
 		"portal", s.Portal, "store", s.Store,
-		"volumes", fmt.Sprintf("%d of %d, %d session(s)", s.Volumes, s.MaxVolumes, s.Sessions))
+		"volumes", fmt.Sprintf("%d of %d, %d session(s)", s.Volumes, s.MaxVolumes, s.Sessions),
+	}
 	if s.Phase == api.PhaseServing {
-		facts(t.out,
+		cache := "none"
+		if s.Cache.Size > 0 {
+			cache = fmt.Sprintf("%s of %s, hits %s", api.FormatSize(s.Cache.Bytes), api.FormatSize(s.Cache.Size), percent(float64(s.Cache.Hits), float64(s.Cache.Hits+s.Cache.Misses)))
+		}
+		pairs = append(pairs,
 			"logical", api.FormatSize(s.LogicalBytes), "unique", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.UniqueBytes), s.DedupRatio),
-			"stored", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.StoredBytes), s.CompressionRatio),
-			"cache", fmt.Sprintf("%s of %s, hits %s", api.FormatSize(s.Cache.Bytes), api.FormatSize(s.Cache.Size), percent(float64(s.Cache.Hits), float64(s.Cache.Hits+s.Cache.Misses))))
+			"stored", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.StoredBytes), s.CompressionRatio), "cache", cache)
+	}
+	if err := facts(t.out, pairs...); err != nil {
+		return err
 	}
 	if len(s.Paths) == 0 {
 		return nil
