@@ -48,7 +48,7 @@ func Run(seed uint64, o Options) (f Faults, err error) {
 	}
 	r := &runner{o: o, w: newWorld(seed), m: newModel(), rng: rand.New(rand.NewPCG(seed, 7))}
 	defer func() {
-		r.w.off = true
+		r.w.off.Store(true)
 		if r.w.pool != nil {
 			r.w.faults.count(r.w.pool.Status().Counters)
 		}
@@ -129,12 +129,12 @@ func (r *runner) restart(ctx context.Context) error {
 		takeover := w.taking || r.rng.IntN(4) == 0
 		err := w.start(ctx, takeover)
 		r.trace("restart takeover=%v cutAt=%d: %v", takeover, w.cutAt, err)
-		if err == nil && !w.off { // the last trim is nobody's failure
+		if err == nil && !w.off.Load() { // the last trim is nobody's failure
 			w.cutAt = 0
 			w.faults.Restarts++
 			return nil
 		}
-		if !w.off {
+		if !w.off.Load() {
 			return fmt.Errorf("%w: %w", errLoss, err)
 		}
 		w.faults.CutsInReplay++
@@ -147,7 +147,7 @@ func (r *runner) live(ctx context.Context) error {
 		if err := r.operation(ctx); err != nil {
 			return err
 		}
-		if r.w.off {
+		if r.w.off.Load() {
 			return nil
 		}
 	}
@@ -212,7 +212,7 @@ func (r *runner) outcome(err error, done, doubt func()) error {
 	switch {
 	case err == nil:
 		call(done)
-	case r.w.off:
+	case r.w.off.Load():
 		call(doubt)
 	case errors.Is(err, target.ErrNoSpace):
 		r.w.faults.NoSpace++
@@ -427,7 +427,7 @@ func (r *runner) compareAndWrite(ctx context.Context, l *shelf.LUN, m *modelLUN)
 	err := l.Device().CompareAndWrite(ctx, uint64(lo*per+sector/m.blockBytes), compare, after[:m.blockBytes])
 	r.trace("compare and write %d %d: %v", l.ID(), lo, err)
 	var mis *target.MiscompareError
-	if miss && !r.w.off {
+	if miss && !r.w.off.Load() {
 		if !errors.As(err, &mis) || mis.Offset != 100 {
 			return fmt.Errorf("%w: compare and write of other data: %w", errLoss, err)
 		}

@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync/atomic"
 
 	"github.com/ledge-storage/ledge/firmware/shelf"
 	"github.com/ledge-storage/ledge/nvram"
@@ -73,8 +74,8 @@ type world struct {
 	current  int // region of the running log
 	epoch    uint64
 
-	off     bool
-	cutting bool // an operation of the array during which the power goes
+	off     atomic.Bool
+	cutting atomic.Bool // an operation of the array during which the power goes
 	steps   int
 	cutAt   int // step; 0: never
 	lost    []int
@@ -148,7 +149,7 @@ type port struct {
 }
 
 func (p *port) ReadAt(b []byte, off int64) (int, error) {
-	if p.w.off {
+	if p.w.off.Load() {
 		return 0, errPower
 	}
 	return p.Drive.ReadAt(b, off)
@@ -156,9 +157,9 @@ func (p *port) ReadAt(b []byte, off int64) (int, error) {
 
 func (p *port) WriteAt(b []byte, off int64) (int, error) {
 	switch {
-	case p.w.off:
+	case p.w.off.Load():
 		return 0, errPower
-	case p.w.cutting:
+	case p.w.cutting.Load():
 		// Labels do not change during the last step: the array would have to outlive the power to learn of
 		// the failure that they record.
 		if off >= raid.DataOffset && p.w.arrives(p.member, off) {
@@ -171,9 +172,9 @@ func (p *port) WriteAt(b []byte, off int64) (int, error) {
 
 func (p *port) Flush() error {
 	switch {
-	case p.w.off:
+	case p.w.off.Load():
 		return errPower
-	case p.w.cutting:
+	case p.w.cutting.Load():
 		if p.w.arrives(p.member, 1) {
 			p.Drive.Flush()
 		}
@@ -189,19 +190,19 @@ type region struct {
 }
 
 func (r *region) ReadAt(b []byte, off int64) (int, error) {
-	if r.w.off {
+	if r.w.off.Load() {
 		return 0, errPower
 	}
 	return r.Region.ReadAt(b, off)
 }
 
 func (r *region) WriteAt(b []byte, off int64) (int, error) {
-	if r.w.off {
+	if r.w.off.Load() {
 		return 0, errPower
 	}
 	if r.w.step() {
 		r.w.faults.CutsInRegion++
-		r.w.off = true
+		r.w.off.Store(true)
 		r.Region.CutAt(1) // tears this write
 	}
 	return r.Region.WriteAt(b, off)
@@ -216,16 +217,17 @@ type array struct {
 // do runs an operation that is one step.
 func (a *array) do(kind *int, f func() error) error {
 	w := a.w
-	if w.off {
+	if w.off.Load() {
 		return errPower
 	}
 	if !w.step() {
 		return f()
 	}
 	*kind++
-	w.cutting = true
+	w.cutting.Store(true)
 	f()
-	w.cutting, w.off = false, true
+	w.cutting.Store(false)
+	w.off.Store(true)
 	return errPower
 }
 
@@ -325,7 +327,7 @@ func (l *log) Trim(lsn uint64) {
 		lsn += 2
 	}
 	l.Log.Trim(lsn)
-	for !l.w.off && l.Log.Err() == nil {
+	for !l.w.off.Load() && l.Log.Err() == nil {
 		if s := l.Log.Stats(); s.Tail >= min(lsn, s.Acked) {
 			break
 		}
@@ -341,7 +343,7 @@ func (l *log) Trim(lsn uint64) {
 // the padding behind it.
 func (l *log) TrimUpdates(lsn uint64) {
 	l.Log.TrimUpdates(max(lsn, l.Log.Stats().Acked))
-	for !l.w.off && l.Log.Err() == nil && l.Log.Stats().UpdateUsed != 0 {
+	for !l.w.off.Load() && l.Log.Err() == nil && l.Log.Stats().UpdateUsed != 0 {
 		runtime.Gosched()
 	}
 }
@@ -451,7 +453,7 @@ func logID(w *world) (id nvram.ID) {
 
 // powerCut is what happens to the caches when the power is gone, and to everything that ran.
 func (w *world) powerCut() {
-	w.off = true
+	w.off.Store(true)
 	if w.pool != nil {
 		w.faults.count(w.pool.Status().Counters)
 		w.pool.Abort()
@@ -481,7 +483,8 @@ func (w *world) powerOn() {
 	for _, r := range w.regions {
 		r.Restore()
 	}
-	w.off, w.steps, w.cutAt = false, 0, 0
+	w.off.Store(false)
+	w.steps, w.cutAt = 0, 0
 }
 
 // start opens array, log and pool. With takeover, the other region gets a new log at the next epoch, and the old
