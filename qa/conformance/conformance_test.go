@@ -32,8 +32,8 @@ var runs = []struct {
 	{"read-only", 2, mem.Options{Bytes: 1 << 30, Name: "ro", ReadOnly: true}, []string{"SCSI.ReadOnly"}},
 }
 
-// clientsFault are the tests that fail for a reason of their own, each with the reason, which
-// TestClientsFault shows packet by packet.
+// clientsFault are the tests that fail for a reason of their own, each with the reason, which a
+// test in fault_test.go shows packet by packet.
 var clientsFault = map[string]string{
 	"WriteSame10.UnmapUntilEnd": "sends a block of FFh with UNMAP=1 and wants zeros read back",
 }
@@ -48,20 +48,36 @@ var allowedSkips = []string{
 
 const targetName = "iqn.2026-11.io.ledge:conformance"
 
+// unit is a memory-backed unit to serve.
+type unit struct {
+	lun uint64
+	mem mem.Options
+}
+
 // serve starts our engine with the units of all runs.
 func serve(t *testing.T) (portal string) {
 	t.Helper()
-	tgt := scsi.NewTarget(targetName, scsi.Options{})
+	var units []unit
 	for _, r := range runs {
-		d, err := mem.New(r.unit)
+		units = append(units, unit{r.lun, r.unit})
+	}
+	return start(t, iscsi.Options{}, units...)
+}
+
+// start starts our engine.
+func start(t *testing.T, o iscsi.Options, units ...unit) (portal string) {
+	t.Helper()
+	tgt := scsi.NewTarget(targetName, scsi.Options{})
+	for _, u := range units {
+		d, err := mem.New(u.mem)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := tgt.Attach(r.lun, d, scsi.UnitOptions{}); err != nil {
+		if err := tgt.Attach(u.lun, d, scsi.UnitOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	srv, err := iscsi.NewServer(iscsi.Options{})
+	srv, err := iscsi.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}
