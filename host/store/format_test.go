@@ -1,0 +1,287 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"github.com/ledge-storage/ledge/host/dedup"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// golden compares with the file, or writes it. The files prove that stores written by earlier
+// programs are read: when one has to change, the version has to, too.
+func golden(t *testing.T, name string, got []byte) []byte {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		os.MkdirAll("testdata", 0o755)
+		os.WriteFile(path, got, 0o644)
+	}
+	want, err := os.ReadFile(path)
+	must(t, err)
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s: the format has changed", name)
+	}
+	return want
+}
+
+func sampleSuper() superblock {
+	return superblock{uuid: [16]byte{1, 2, 3}, key: [32]byte{4, 5, 6}, seq: 7, epoch: 8, jEpoch: 6, jStart: 9 * BlockBytes, jSeq: 10,
+		ringSize: 1 << 20, reserved: 640, ckptSegs: 2, ckptID: 11, ckptFrom: 12}
+}
+
+func sampleRecord() (record, []byte) {
+	v := Volume{uuid: [16]byte{7}, name: "demo", applied: 1 << 20}
+	describe := append(v.describe(), make([]byte, BlockBytes-len(v.describe()))...)
+	r := record{uuid: [16]byte{1}, epoch: 2, seq: 3, ops: []op{
+		{kind: opCreate, vol: 9, data: describe}, {kind: opWrite, vol: 9, lba: 5, count: 2, data: bytes.Repeat([]byte("ab"), BlockBytes)},
+		{kind: opZero, vol: 9, lba: 100, count: 1 << 30, data: []byte{}}, {kind: opResize, vol: 9, lba: 1 << 21, data: []byte{}}, {kind: opDelete, vol: 8, data: []byte{}}}}
+	n := recordBytes(len(r.ops), 3*BlockBytes)
+	r.advance = uint64(n)
+	p := make([]byte, n)
+	r.encode(p)
+	return r, p
+}
+
+func sampleTrailer() trailer {
+	return trailer{kind: kindData, uuid: [16]byte{1}, epoch: 2, segment: 3, prev: 1, cover: position{4, 5}, payload: 6000, slots: 2, log: 70,
+		table: 8, stripe: 9, ckptID: 10, index: 11, content: 12}
+}
+
+func sampleSlots() []slot {
+	return []slot{{dedup.Fingerprint{1}, 0, 4101}, {dedup.Fingerprint{2}, 4101, 900}, {dedup.Fingerprint{3}, 5001, 10}}
+}
+
+func sampleLog() []byte {
+	var w logWriter
+	w.volume(logCreate, 1, 0, []byte("description"))
+	w.store(1, 10, 0)
+	w.store(1, 11, 0)
+	w.ref(1, 12, makeLoc(2, 100, 50))
+	w.ref(1, 13, makeLoc(2, 150, 60))
+	w.zero(1, 14, 1000)
+	w.zero(1, 1014, 1)
+	w.move(1, 9, makeLoc(2, 100, 50), makeLoc(3, 5001, 10))
+	w.volume(logResize, 1, 1<<30, nil)
+	w.volume(logDelete, 1, 0, nil)
+	w.flush()
+	return w.p
+}
+
+func sampleItems() []byte {
+	p := []byte{itemHead, 9, 3, 4, 5}
+	v := Volume{uuid: [16]byte{7}, name: "demo", applied: 1 << 30}
+	p = append(p, itemVolume, 7, byte(len(v.describe())))
+	p = append(p, v.describe()...)
+	var pg page
+	pg[3], pg[4], pg[5] = makeLoc(2, 100, 50), makeLoc(2, 150, 60), makeLoc(3, 0, 4101)
+	p = append(p, encodePage(7, 2, &pg)...)
+	p = append(p, encodeSegmentItem(2, &segment{slots: 10, bytes: 5000, shares: []share{{7, 10, 4000}}})...)
+	return append(p, itemFree, 1, itemEnd)
+}
+
+func TestGolden(t *testing.T) {
+	s := sampleSuper()
+	if got, err := decodeSuperblock(golden(t, "superblock.golden", s.encode())); err != nil || got != s {
+		t.Errorf("%+v %v", got, err)
+	}
+	r, p := sampleRecord()
+	if got, err := decodeRecord(golden(t, "record.golden", p)); err != nil || !reflect.DeepEqual(got, r) {
+		t.Errorf("%v", err)
+	}
+	tr, p := sampleTrailer(), make([]byte, BlockBytes)
+	tr.encode(p)
+	if got, err := decodeTrailer(golden(t, "trailer.golden", p)); err != nil || got != tr {
+		t.Errorf("%+v %v", got, err)
+	}
+	p = make([]byte, 3*slotBytes)
+	encodeSlots(p, sampleSlots())
+	if got, err := decodeSlots(golden(t, "slots.golden", p), 6000); err != nil || !reflect.DeepEqual(got, sampleSlots()) {
+		t.Errorf("%+v %v", got, err)
+	}
+	var kinds []uint8
+	err := decodeLog(3, sampleSlots(), golden(t, "log.golden", sampleLog()), func(c *change) error {
+		kinds = append(kinds, c.kind)
+		return nil
+	})
+	if want := []uint8{logCreate, logStore, logRef, logZero, logMove, logResize, logDelete}; err != nil || !bytes.Equal(kinds, want) {
+		t.Errorf("log: kinds %v, %v", kinds, err)
+	}
+	st := state{volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
+	if err := st.decodeItems(golden(t, "checkpoint.golden", sampleItems())); err != nil || !st.end || st.volumes[7].m.get(1028) != makeLoc(2, 150, 60) ||
+		st.volumes[7].m.mapped != 3 || st.segs[2].shares[0].bytes != 4000 || len(st.free) != 1 || st.cover != (position{4, 5}) {
+		t.Errorf("checkpoint %+v %v", st, err)
+	}
+}
+
+// Two runs of 1000 blocks take a byte for each that was stored before, and next to none for the others.
+func TestLogJoinsRuns(t *testing.T) {
+	var w logWriter
+	for i := range uint64(1000) {
+		w.store(1, i, 0)
+	}
+	for i := range 1000 {
+		w.ref(1, uint64(1000+i), makeLoc(2, i*50, 50))
+	}
+	bound := w.bytes()
+	if w.flush(); bound < len(w.p) || len(w.p) > 1100 {
+		t.Errorf("%d bytes, bound %d", len(w.p), bound)
+	}
+}
+
+// Every bit of a superblock, a record, a trailer counts.
+func TestEveryBitCounts(t *testing.T) {
+	s := sampleSuper()
+	_, rec := sampleRecord()
+	tr, trail := sampleTrailer(), make([]byte, BlockBytes)
+	tr.encode(trail)
+	for name, c := range map[string]struct {
+		p      []byte
+		decode func([]byte) error
+	}{
+		"superblock": {s.encode(), func(p []byte) error { _, err := decodeSuperblock(p); return err }},
+		"record":     {rec, func(p []byte) error { _, err := decodeRecord(p); return err }},
+		"trailer":    {trail, func(p []byte) error { _, err := decodeTrailer(p); return err }},
+	} {
+		for bit := 0; bit < len(c.p)*8; bit += 1 + bit/512 {
+			c.p[bit/8] ^= 1 << (bit % 8)
+			if c.decode(c.p) == nil {
+				t.Errorf("%s: bit %d does not count", name, bit)
+			}
+			c.p[bit/8] ^= 1 << (bit % 8)
+		}
+		if err := c.decode(c.p); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A stored block is refused at another address, with any bit changed, and cut short.
+func TestBlock(t *testing.T) {
+	for _, data := range [][]byte{text(1, 1), noise(1, 1)} {
+		p := make([]byte, encodeScratch)
+		p = p[:encodeBlock(p, data)]
+		sealBlock(5, 1000, p)
+		at := makeLoc(5, 1000, len(p))
+		got := make([]byte, BlockBytes)
+		if err := decodeBlock(at, got, p); err != nil || !bytes.Equal(got, data) {
+			t.Fatal(err)
+		}
+		for _, wrong := range []loc{makeLoc(6, 1000, len(p)), makeLoc(5, 1001, len(p)), makeLoc(5, 1000, len(p)-1)} {
+			if err := decodeBlock(wrong, got, p); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("at %x: %v", wrong, err)
+			}
+		}
+		for bit := range len(p) * 8 {
+			p[bit/8] ^= 1 << (bit % 8)
+			if decodeBlock(at, got, p) == nil {
+				t.Fatalf("bit %d does not count", bit)
+			}
+			p[bit/8] ^= 1 << (bit % 8)
+		}
+	}
+}
+
+// reseal makes the checksum right, so that the fuzzer reaches the checks behind it.
+func reseal(p []byte) []byte {
+	p = append([]byte(nil), p...)
+	if len(p) >= 12 {
+		le.PutUint32(p[8:], crc(p[12:]))
+	}
+	return p
+}
+
+func fuzz(f *testing.F, seed []byte, decode func(t *testing.T, p []byte) error) {
+	f.Add(seed)
+	f.Fuzz(func(t *testing.T, p []byte) {
+		for _, p := range [][]byte{p, reseal(p)} {
+			if err := decode(t, p); err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func FuzzSuperblock(f *testing.F) {
+	s := sampleSuper()
+	fuzz(f, s.encode(), func(t *testing.T, p []byte) error {
+		s, err := decodeSuperblock(p)
+		if err == nil && !bytes.Equal(s.encode(), p) {
+			t.Error("does not survive")
+		}
+		return err
+	})
+}
+
+func FuzzRecord(f *testing.F) {
+	_, p := sampleRecord()
+	fuzz(f, p, func(t *testing.T, p []byte) error {
+		_, err := decodeRecord(p)
+		return err
+	})
+}
+
+func FuzzTrailer(f *testing.F) {
+	tr, p := sampleTrailer(), make([]byte, BlockBytes)
+	tr.encode(p)
+	fuzz(f, p, func(t *testing.T, p []byte) error {
+		tr, err := decodeTrailer(p)
+		if q := make([]byte, BlockBytes); err == nil {
+			if tr.encode(q); !bytes.Equal(p, q) {
+				t.Error("does not survive")
+			}
+		}
+		return err
+	})
+}
+
+func FuzzLog(f *testing.F) {
+	fuzz(f, sampleLog(), func(t *testing.T, p []byte) error {
+		return decodeLog(3, sampleSlots(), p, func(c *change) error {
+			for _, l := range c.places {
+				if !l.valid() {
+					t.Errorf("place %x", l)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+func FuzzSlots(f *testing.F) {
+	p := make([]byte, 3*slotBytes)
+	encodeSlots(p, sampleSlots())
+	fuzz(f, p, func(t *testing.T, p []byte) error {
+		_, err := decodeSlots(p[:len(p)/slotBytes*slotBytes], 6000)
+		return err
+	})
+}
+
+func FuzzCheckpoint(f *testing.F) {
+	fuzz(f, sampleItems(), func(t *testing.T, p []byte) error {
+		s := state{volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
+		return s.decodeItems(p)
+	})
+}
+
+func FuzzBlock(f *testing.F) {
+	p := make([]byte, encodeScratch)
+	p = p[:encodeBlock(p, text(1, 1))]
+	f.Add(p)
+	f.Fuzz(func(t *testing.T, p []byte) {
+		p = append([]byte(nil), p...)
+		at := makeLoc(1, 0, min(len(p), 1<<13-1))
+		if len(p) > blockHeader {
+			sealBlock(1, 0, p)
+		}
+		if err := decodeBlock(at, make([]byte, BlockBytes), p); err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Error(err)
+		}
+	})
+}
