@@ -14,6 +14,9 @@ import (
 // HostName is the lab's host.
 const HostName = "host1"
 
+// hostInitiator is its iSCSI name: the only one that the shelf knows.
+const hostInitiator = "iqn.2026-11.io.ledge:" + HostName
+
 // newAgent describes hostd.
 func (l *Lab) newAgent() *Part {
 	return &Part{
@@ -28,7 +31,7 @@ func (l *Lab) newAgent() *Part {
 func (l *Lab) agentConfig() map[string]any {
 	c := map[string]any{
 		"name":      HostName,
-		"initiator": "iqn.2026-11.io.ledge:" + HostName,
+		"initiator": hostInitiator,
 		"shelf":     map[string]any{"apis": []string{l.api("A"), l.api("B")}, "token": l.secrets.Token},
 		"listen":    loopback(l.o.Ports.Agent),
 		"api":       l.AgentSocket(),

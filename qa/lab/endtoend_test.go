@@ -94,7 +94,7 @@ func testStandardInitiators(t *testing.T, ctx context.Context, l *Lab) {
 		}
 	}
 	for _, c := range []*Controller{l.A, l.B} {
-		if list := command(t, ctx, "iscsi-ls", "iscsi://"+c.Portal()); !strings.Contains(list, "shelf.lab") {
+		if list := command(t, ctx, "iscsi-ls", "-i", hostInitiator, "iscsi://"+c.Portal()); !strings.Contains(list, "shelf.lab") {
 			t.Errorf("controller %s does not list the shelf's target:\n%s", c.Name, list)
 		}
 	}
