@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,17 +31,18 @@ type node struct {
 	d       *Driver
 	gate    *Gate
 
-	mu           sync.Mutex
-	up, mute     bool // on the link; mute: messages to us are lost
-	mirror       bool // complete
-	frozen, open bool
-	failing      map[Op]error
-	hang         map[Op]chan struct{}
-	log          []string
-	shown        string
-	code         chan int
-	stop         context.CancelFunc
-	forms        any
+	mu       sync.Mutex
+	up, mute bool // on the link; mute: messages to us are lost
+	mirror   bool // complete
+	frozen   bool
+	open     atomic.Bool
+	failing  map[Op]error
+	hang     map[Op]chan struct{}
+	log      []string
+	shown    string
+	code     chan int
+	stop     context.CancelFunc
+	forms    any
 }
 
 func (n *node) do(op Op, f func(*disks) error) error {
@@ -138,15 +140,15 @@ func (n *node) Open(context.Context, View) error {
 		if err := n.held(d); err != nil {
 			return err
 		}
-		n.open = true
+		n.open.Store(true)
 		return nil
 	})
 }
 
 func (n *node) Drain(context.Context) error {
-	return n.do(Drain, func(d *disks) error { n.open = false; return n.held(d) })
+	return n.do(Drain, func(d *disks) error { n.open.Store(false); return n.held(d) })
 }
-func (n *node) Abort() { n.open = false }
+func (n *node) Abort() { n.open.Store(false) }
 func (n *node) show(s string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -228,8 +230,8 @@ func TestStartAndStop(t *testing.T) {
 		if a.phase() != Owner || b.phase() != Standby || a.shown != "serve" || b.shown != "follow" || !a.frozen || b.frozen {
 			t.Fatalf("a %v %s, b %v %s", a.phase(), a.shown, b.phase(), b.shown)
 		}
-		if code := a.end(); code != 0 || a.open {
-			t.Fatalf("stopped with %d, open %t", code, a.open)
+		if code := a.end(); code != 0 || a.open.Load() {
+			t.Fatalf("stopped with %d, open %t", code, a.open.Load())
 		}
 	})
 }
@@ -241,7 +243,7 @@ func TestPlannedTakeover(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if a.phase() != Standby || b.phase() != Owner || a.open || b.disks.view.Epoch != 2 {
+		if a.phase() != Standby || b.phase() != Owner || a.open.Load() || b.disks.view.Epoch != 2 {
 			t.Fatalf("a %v, b %v, %v", a.phase(), b.phase(), b.disks.view)
 		}
 		if err := b.d.Takeover(t.Context()); err != nil {
@@ -333,7 +335,7 @@ func TestSlowDrainGoesOn(t *testing.T) {
 		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "stale") {
 			t.Fatal(err)
 		}
-		if a.phase() != Owner || a.shown != "serve" || !a.open {
+		if a.phase() != Owner || a.shown != "serve" || !a.open.Load() {
 			t.Fatalf("a %v %s", a.phase(), a.shown)
 		}
 	})

@@ -58,7 +58,7 @@ type Pool interface {
 	// Drain finishes what is being served, destages all of it and closes the pool. After an error the pool is open
 	// as before, unless it is ErrConflict or ErrBroken.
 	Drain(ctx context.Context) error
-	// Abort closes what is open without writing anything.
+	// Abort closes what is open without writing anything. At the end of Run it may come while another call hangs.
 	Abort()
 	// Serve shows the LUNs with optimized paths; Transition says that ownership moves; Follow shows the LUNs
 	// that the owner told of, with standby paths; Halt makes paths unavailable.
