@@ -57,6 +57,7 @@ type task struct {
 	r2tSN       uint32
 	outstanding []burst
 	reserved    int64 // of conn.writeBytes
+	memory      int64 // of Server.memory
 }
 
 // burst is an R2T that is not answered yet.
@@ -78,6 +79,10 @@ func (c *conn) newTask() *task {
 
 // recycle returns a task that nobody knows any more.
 func (t *task) recycle() {
+	if t.memory > 0 {
+		t.conn.server.memory.Add(-t.memory)
+		t.memory = 0
+	}
 	for i, b := range t.buffers {
 		b.Release()
 		t.buffers[i] = nil
@@ -136,6 +141,11 @@ func (c *conn) command(h *header, ahs []byte) error {
 	t.immediate = h.immediate()
 	if !t.Prepare() {
 		t.refused = true
+	} else if t.memory = t.OutWanted + min(t.InTotal, 2*scsi.ReadPiece); c.server.memory.Add(t.memory) > c.server.opts.Memory {
+		t.Busy()
+		t.refused = true
+	}
+	if t.refused {
 		t.OutWanted = 0
 	}
 	t.unsolicited = !h.final()

@@ -386,6 +386,38 @@ func TestTaskManagement(t *testing.T) {
 	}
 }
 
+// TestOrdered: an ORDERED command begins when the older ones have ended, a SIMPLE one after it.
+func TestOrdered(t *testing.T) {
+	hold := make(chan struct{})
+	dev := newBlocking(t, hold)
+	l := newLab(t, Options{}, dev)
+	c := l.session().ready()
+	one, two := bytes.Repeat([]byte{1}, 512), bytes.Repeat([]byte{2}, 512)
+	first := c.command(0xA0, 512, write10(0, 1)...)
+	ordered := c.command(0xA0, 512, write10(0, 1)...)
+	ordered[1] = 0xA0 | byte(scsi.Ordered)
+	last := c.command(0xC0, 512, read10(0, 1)...)
+	for _, x := range []struct {
+		h    *header
+		data []byte
+	}{{first, one}, {ordered, two}, {last, nil}} {
+		if err := c.send(x.h, x.data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the first write runs", func() bool { return dev.in.Load() == 1 })
+	time.Sleep(20 * time.Millisecond) // for the others to overtake, if they do
+	if n := dev.in.Load(); n != 1 {
+		t.Errorf("%d writes at once", n)
+	}
+	close(hold)
+	r, err := c.finish(last, nil)
+	if err != nil || !bytes.Equal(r.data, two) {
+		t.Errorf("the read overtook the ordered write: %v", err)
+	}
+	c.ready()
+}
+
 // TestAbortOfNothing: a task that is not there, a unit that is not there.
 func TestAbortOfNothing(t *testing.T) {
 	l := newLab(t, Options{}, nil)
@@ -472,6 +504,34 @@ func TestLimits(t *testing.T) {
 		if _, err := c.recv(); !errors.Is(err, io.EOF) {
 			t.Errorf("a login that never comes: %v", err)
 		}
+	}
+}
+
+// TestMemory: beyond the server's memory commands get TASK SET FULL, and all of it comes back.
+func TestMemory(t *testing.T) {
+	hold := make(chan struct{})
+	dev := newBlocking(t, hold)
+	l := newLab(t, Options{Memory: 1 << 20}, dev)
+	c := l.session("FirstBurstLength=262144").ready()
+	for range 2 {
+		if err := c.send(c.command(0xA0, 512<<9, write10(0, 512)...), make([]byte, 512<<9)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "two writes run", func() bool { return dev.in.Load() == 2 })
+	r, err := c.do(c.command(0xA0, 2048<<9, write10(0, 2048)...), nil, nil)
+	if err != nil || r.status != scsi.StatusTaskSetFull {
+		t.Errorf("%+v %v", r, err)
+	}
+	close(hold)
+	for range 2 {
+		if p, err := c.recv(); err != nil || p.h[3] != 0 {
+			t.Fatal(p, err)
+		}
+	}
+	c.ready()
+	if m := l.srv.Stats().Memory; m != 0 {
+		t.Errorf("%d bytes are still counted", m)
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 // depth 1, which is half of such a command's time.
 const (
 	// sendLimit is how many bytes may be queued before those who add wait.
-	sendLimit = 2 << 20
+	sendLimit = 1 << 20
 	// sendSoon is how many bytes the reader lets gather before it writes them.
 	sendSoon = 256 << 10
 	// arenaBytes is the size of the memory for headers in a batch.

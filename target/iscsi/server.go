@@ -59,6 +59,10 @@ type Options struct {
 	// WriteMemory bounds the memory in which one session's writes beyond their first burst are
 	// gathered; zero: 64 MiB. It must hold one command of the largest transfer.
 	WriteMemory int64
+	// Memory bounds the data of all commands under way on the server; a command beyond it gets
+	// TASK SET FULL. Zero: 1 GiB. Answers on their way to initiators come on top: 1 MiB a
+	// connection, and what Window commands add while they wait for room there.
+	Memory int64
 }
 
 func (o *Options) setDefaults() error {
@@ -78,6 +82,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.PingAfter, 30*time.Second)
 	setDefault(&o.Window, 128)
 	setDefault(&o.WriteMemory, 64<<20)
+	setDefault(&o.Memory, 1<<30)
 	switch {
 	case o.MaxSessions < 1 || o.MaxSessions > 65535:
 		return fmt.Errorf("iscsi: MaxSessions %d is not in [1, 65535]", o.MaxSessions)
@@ -85,7 +90,7 @@ func (o *Options) setDefaults() error {
 		return fmt.Errorf("iscsi: MaxConnections %d is not positive", o.MaxConnections)
 	case o.Window < 1 || o.Window > 1024:
 		return fmt.Errorf("iscsi: Window %d is not in [1, 1024]", o.Window)
-	case o.LoginTimeout < 0 || o.SendTimeout < 0 || o.PingAfter < 0 || o.WriteMemory < 0:
+	case o.LoginTimeout < 0 || o.SendTimeout < 0 || o.PingAfter < 0 || o.WriteMemory < 0 || o.Memory < 0:
 		return errors.New("iscsi: a limit is negative")
 	}
 	return nil
@@ -115,6 +120,7 @@ type Server struct {
 	work     chan *task
 	idle     atomic.Int32 // workers waiting for work
 	stop     chan struct{}
+	memory   atomic.Int64 // of Options.Memory in use
 	counters counters
 }
 
@@ -136,6 +142,8 @@ type Stats struct {
 	Logins, FailedLogins, Rejects uint64
 	// RefusedConnections were over MaxConnections.
 	RefusedConnections uint64
+	// Memory is the data of commands under way, in bytes.
+	Memory int64
 	// Commands by direction of data, and bytes.
 	Reads, Writes, Others uint64
 	ReadBytes, WriteBytes uint64
@@ -301,6 +309,7 @@ func (s *Server) Stats() Stats {
 		Connections: len(s.conns), Sessions: len(s.sessions),
 		Logins: k.logins.Load(), FailedLogins: k.failedLogins.Load(), Rejects: k.rejects.Load(),
 		RefusedConnections: k.refusedAt.Load(),
+		Memory:             s.memory.Load(),
 		Reads:              k.reads.Load(), Writes: k.writes.Load(), Others: k.others.Load(),
 		ReadBytes: k.readBytes.Load(), WriteBytes: k.writeBytes.Load(),
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ledge-storage/ledge/target/scsi"
 )
@@ -29,6 +30,7 @@ type session struct {
 
 var (
 	errTooManySessions = errors.New("iscsi: too many sessions")
+	errOldSession      = errors.New("iscsi: commands of the initiator's former session do not end")
 	errTargetGone      = errors.New("iscsi: target removed")
 )
 
@@ -54,7 +56,11 @@ func (s *Server) open(c *conn, key sessionKey, discovery bool, cmdSN uint32) (*s
 		}
 		s.mu.Unlock()
 		old.close()
-		<-old.done
+		select {
+		case <-old.done:
+		case <-time.After(s.opts.LoginTimeout):
+			return nil, errOldSession
+		}
 	}
 	defer s.mu.Unlock()
 	if s.closed {

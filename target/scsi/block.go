@@ -29,7 +29,7 @@ func read_(t *Task) error {
 	block := int64(t.info.BlockBytes)
 	left := min(t.InTotal, (t.InLimit+block-1)/block*block)
 	for left > 0 {
-		n := min(left, readPiece)
+		n := min(left, ReadPiece)
 		b := GetBuffer(int(n))
 		t.vec = append(t.vec[:0], b.B)
 		if err := t.unit.dev.Read(t.ctx, lba, t.vec); err != nil {
@@ -224,10 +224,10 @@ func verify(t *Task) error {
 		return t.compare()
 	}
 	block := uint64(t.info.BlockBytes)
-	b := GetBuffer(readPiece)
+	b := GetBuffer(ReadPiece)
 	defer b.Release()
 	for lba, left := t.lba, t.blocks; left > 0; {
-		n := min(left, readPiece/block)
+		n := min(left, ReadPiece/block)
 		t.vec = append(t.vec[:0], b.B[:n*block])
 		if err := t.unit.dev.Read(t.ctx, lba, t.vec); err != nil {
 			return err

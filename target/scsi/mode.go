@@ -35,6 +35,7 @@ func (t *Task) modePage(b []byte, page, sub, control byte) []byte {
 		p := make([]byte, 12)
 		p[0], p[1] = pageControl, 10
 		if control != 1 {
+			p[2] = 0x20 // TST: a task set for each nexus
 			p[3] = 0x10 // unrestricted reordering
 			p[8], p[9] = 0xFF, 0xFF
 		}

@@ -79,7 +79,6 @@ const (
 	uaRegistrationsPreempted asc = 0x2A05
 	uaAccessStateChanged     asc = 0x2A06
 	uaCapacityChanged        asc = 0x2A09
-	uaCommandsClearedByOther asc = 0x2F00
 	uaLUNsChanged            asc = 0x3F0E
 	uaThinThreshold          asc = 0x3807
 )

@@ -28,8 +28,8 @@ type Aborter interface {
 // MaxCDB is the longest command descriptor block that is looked at (SPC-4 4.2.3 allows 260).
 const MaxCDB = 32
 
-// readPiece is the most that a READ holds in memory.
-const readPiece = 256 << 10
+// ReadPiece is the most that a READ holds in memory at a time; a transport may hold another.
+const ReadPiece = 256 << 10
 
 type taskState uint8
 
@@ -91,6 +91,7 @@ type Task struct {
 	sense  [maxSense]byte
 	ctx    *taskContext
 
+	waits      bool // was put in the task set behind a task that must end first
 	aborted    atomic.Bool
 	abortedBy  uint64 // guarded by unit.mu
 	prev, next *Task  // guarded by unit.mu
@@ -114,6 +115,8 @@ func (t *Task) Reset() {
 	t.Status = 0
 	t.lba, t.blocks = 0, 0
 	t.abortedBy = 0
+	t.waits = false
+	t.Attribute = Untagged
 	t.aborted.Store(false)
 	if cap(t.reply) > 64<<10 {
 		t.reply = nil
@@ -125,7 +128,7 @@ func (t *Task) WasAborted() bool { return t.aborted.Load() }
 
 // NeverBlocks says that Run waits for nothing but Sink.DataIn.
 func (t *Task) NeverBlocks() bool {
-	if t.op.flags&opSlow != 0 {
+	if t.op.flags&opSlow != 0 || t.waits {
 		return false
 	}
 	return t.op.flags&opNoDevice != 0 || t.unit == nil || t.unit.neverBlocks()

@@ -19,22 +19,8 @@ func (n *Nexus) AbortTaskSet(lun uint64) bool {
 	return true
 }
 
-// ClearTaskSet ends everybody's tasks on a unit; the others learn of it by a unit attention.
-func (n *Nexus) ClearTaskSet(lun uint64) bool {
-	u := n.find(lun)
-	if u == nil {
-		return false
-	}
-	hit := make(map[*Nexus]bool)
-	u.abort(func(t *Task) bool {
-		if t.Nexus != n {
-			hit[t.Nexus] = true
-		}
-		return true
-	})
-	u.attentionWhere(uaCommandsClearedByOther, func(o *Nexus) bool { return hit[o] })
-	return true
-}
+// ClearTaskSet is as AbortTaskSet, because each nexus has a task set of its own (TST 001b).
+func (n *Nexus) ClearTaskSet(lun uint64) bool { return n.AbortTaskSet(lun) }
 
 // ResetUnit is LOGICAL UNIT RESET.
 func (n *Nexus) ResetUnit(lun uint64) bool {

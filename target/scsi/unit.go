@@ -33,6 +33,7 @@ type unit struct {
 	left     *sync.Cond // a running task has left
 	first    *Task      // the task set, oldest first
 	last     *Task
+	ordered  int // ORDERED tasks in the task set
 	removed  bool
 	reserved *Nexus // holder of RESERVE(6), RESERVE(10)
 	pr       reservations
@@ -100,13 +101,37 @@ func (u *unit) enter(t *Task) {
 		u.first = t
 	}
 	u.last = t
+	if t.Attribute == Ordered {
+		u.ordered++
+	}
+	t.waits = u.ordered > 0 && u.mustWait(t)
 	u.mu.Unlock()
 }
 
-// begin makes t a running task, unless it was aborted meanwhile or the unit is gone.
+// mustWait says whether an older task of the same nexus must end before t begins: any for an
+// ORDERED task, an ORDERED one for a SIMPLE task (SAM-5 8.9). The mode page says that each nexus
+// has a task set of its own (TST 001b), so that nobody can hold up another's commands.
+// unit.mu is held.
+func (u *unit) mustWait(t *Task) bool {
+	if t.Attribute == HeadOfQueue {
+		return false
+	}
+	for o := u.first; o != t; o = o.next {
+		if o.Nexus == t.Nexus && (t.Attribute == Ordered || o.Attribute == Ordered) {
+			return true
+		}
+	}
+	return false
+}
+
+// begin makes t a running task when its turn has come, unless it was aborted meanwhile or the
+// unit is gone. It waits only for a task that NeverBlocks denied.
 func (u *unit) begin(t *Task) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	for t.waits && !t.aborted.Load() && u.mustWait(t) {
+		u.left.Wait()
+	}
 	if t.aborted.Load() {
 		return errAborted
 	}
@@ -131,8 +156,11 @@ func (u *unit) leave(t *Task) {
 		u.last = t.prev
 	}
 	t.prev, t.next = nil, nil
-	if t.state == taskRunning {
+	if t.state == taskRunning || u.ordered > 0 {
 		u.left.Broadcast()
+	}
+	if t.Attribute == Ordered {
+		u.ordered--
 	}
 	t.state = taskIdle
 	u.mu.Unlock()
@@ -160,6 +188,9 @@ func (u *unit) abort(match func(*Task) bool) (count int) {
 		if t.state == taskWaiting {
 			waiting = append(waiting, waiter{t.Aborter, t.Tag})
 		}
+	}
+	if count > 0 {
+		u.left.Broadcast() // for those that wait for their turn
 	}
 	for u.running(generation) {
 		u.left.Wait()
