@@ -50,6 +50,20 @@ func (l *LUN) live() (lunRecord, error) {
 	return r, nil
 }
 
+// own returns with blocks [lo, hi) locked. A deletion that came between the check of live and the lock has
+// ended the LUN, and its id may be another's.
+func (l *LUN) own(ctx context.Context, lo, hi uint64) (*claim, error) {
+	c, err := l.lock.lock(ctx, lo, hi)
+	if err != nil {
+		return nil, fmt.Errorf("shelf: LUN %d: wait for blocks %d to %d: %w", l.id, lo, hi, err)
+	}
+	if _, err := l.live(); err != nil {
+		l.lock.unlock(c)
+		return nil, err
+	}
+	return c, nil
+}
+
 // Flush implements target.Device: what was acknowledged is durable already.
 func (l *LUN) Flush(ctx context.Context) error {
 	_, err := l.live()
@@ -69,7 +83,7 @@ func (l *LUN) CompareAndWrite(ctx context.Context, lba uint64, compare, write []
 	if len(compare) != len(write) {
 		return fmt.Errorf("shelf: compare and write of %d and %d bytes: %w", len(compare), len(write), target.ErrAlignment)
 	}
-	c, err := l.lock.lock(ctx, s.lo, s.hi)
+	c, err := l.own(ctx, s.lo, s.hi)
 	if err != nil {
 		return err
 	}
@@ -88,7 +102,7 @@ func (l *LUN) CompareAndWrite(ctx context.Context, lba uint64, compare, write []
 	return l.writeLocked(ctx, &r, s, [][]byte{write})
 }
 
-// WriteSame implements target.Device. Large ones go in pieces, each locked by itself.
+// WriteSame implements target.Device.
 func (l *LUN) WriteSame(ctx context.Context, lba, blocks uint64, block []byte) error {
 	r, err := l.live()
 	if err != nil {
@@ -103,12 +117,38 @@ func (l *LUN) WriteSame(ctx context.Context, lba, blocks uint64, block []byte) e
 	if len(block) == 0 || isZero(block) && r.Kind != KindStore {
 		return l.Unmap(ctx, []target.Range{{LBA: lba, Blocks: blocks}})
 	}
+	return l.fill(ctx, &r, lba, blocks, block)
+}
+
+// fill stores a block that is not zeros in each of blocks blocks.
+func (l *LUN) fill(ctx context.Context, r *lunRecord, lba, blocks uint64, block []byte) error {
+	s, err := r.span(lba, int64(blocks)*int64(r.BlockBytes))
+	if err != nil || s.n == 0 {
+		return err
+	}
+	if n := (s.hi - s.lo) / uint64(l.p.sb.ExtentBlocks); n > uint64(l.p.sb.Extents) {
+		return fmt.Errorf("shelf: write same of %d extents: %w", n, target.ErrNoSpace)
+	}
+	c, err := l.own(ctx, s.lo, s.hi)
+	if err != nil {
+		return err
+	}
+	defer l.lock.unlock(c)
+	keys := l.keys(s.lo, s.hi) // space for all of it, before the first piece
+	if err := l.p.reserve(ctx, keys); err != nil {
+		return fmt.Errorf("shelf: write same LUN %d: %w", l.id, err)
+	}
+	defer l.p.unreserve(keys)
 	most := uint64(l.p.sb.stripeBlocks()) * uint64(blockBytes/r.BlockBytes)
 	for blocks > 0 {
 		// Pieces end where stripes do, so that a store LUN takes them.
 		n := min(blocks, most-lba%most)
 		src := bytes.Repeat(block, int(n))
-		if err := l.Write(ctx, lba, [][]byte{src}, false); err != nil {
+		piece, err := r.span(lba, int64(len(src)))
+		if err != nil {
+			return err
+		}
+		if err := l.writeLocked(ctx, r, piece, [][]byte{src}); err != nil {
 			return err
 		}
 		lba, blocks = lba+n, blocks-n

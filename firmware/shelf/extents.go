@@ -126,7 +126,8 @@ func (t *extentTable) leave(k extentKey) {
 }
 
 // reserve makes sure that a write to k will find an extent: nothing for one that is mapped, else a free one
-// that unreserve gives back when no write logged it.
+// that unreserve gives back when no write logged it. The caller has blocks of k locked until unreserve, so that
+// k is not freed in between.
 func (t *extentTable) reserve(k extentKey, birth func() uint64) error {
 	if pe := t.pending[k]; pe != nil {
 		pe.writes++

@@ -480,3 +480,43 @@ func TestOpenRefuses(t *testing.T) {
 		t.Error("no UUID")
 	}
 }
+
+// Commands that meet a deletion end with ErrUnavailable and leave nothing behind.
+func TestDeleteUnderLoad(t *testing.T) {
+	r := newRig(t, 4<<20, shelf.Options{})
+	var wg sync.WaitGroup
+	for round := range 5 {
+		d := r.lun(fmt.Sprint("v", round), shelf.KindPlain, 8*extentBytes, 4096)
+		for w := range 3 {
+			wg.Go(func() {
+				for i := range uint64(1000) {
+					lba := (uint64(w) + 3*i) % 8 * extentBlocks
+					err := d.Write(ctx, lba, [][]byte{pattern(i, 8*kib)}, false)
+					if err == nil {
+						err = d.Read(ctx, lba, [][]byte{make([]byte, 8*kib)})
+					}
+					if errors.Is(err, target.ErrUnavailable) {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		for r.Status().AllocatedBytes == 0 {
+			read(t, d, 0, 4*kib)
+		}
+		if err := r.DeleteLUN(ctx, fmt.Sprint("v", round)); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+	}
+	eventually(t, "everything is free", func() bool { return r.Status().AllocatedBytes == 0 })
+	r.cut()
+	r.open()
+	if n := r.Status().AllocatedBytes; n != 0 || len(r.LUNs()) != 0 {
+		t.Fatalf("%d bytes and %d LUNs came back", n, len(r.LUNs()))
+	}
+}

@@ -95,6 +95,10 @@ func (l *LUN) readExtent(ctx context.Context, k extentKey, first int, dst [][]by
 		p.mu.Unlock()
 		return p.alive()
 	}
+	if l.rec.State != lunLive { // deleted since: the map may speak of another LUN
+		p.mu.Unlock()
+		return target.ErrUnavailable
+	}
 	p.stats.Reads++
 	runs, extent := p.plan(k, first, dst, hits)
 	if runs != nil {

@@ -49,7 +49,7 @@ func (l *LUN) Unmap(ctx context.Context, ranges []target.Range) error {
 func (l *LUN) unmap(ctx context.Context, r *lunRecord, x target.Range) error {
 	per := uint64(blockBytes / r.BlockBytes)
 	start, end := x.LBA, x.LBA+x.Blocks
-	c, err := l.lock.lock(ctx, start/per, (end+per-1)/per)
+	c, err := l.own(ctx, start/per, (end+per-1)/per)
 	if err != nil {
 		return err
 	}

@@ -33,9 +33,9 @@ func (l *LUN) Write(ctx context.Context, lba uint64, src [][]byte, fua bool) err
 	if err != nil || s.n == 0 {
 		return err
 	}
-	c, err := l.lock.lock(ctx, s.lo, s.hi)
+	c, err := l.own(ctx, s.lo, s.hi)
 	if err != nil {
-		return fmt.Errorf("shelf: write LUN %d: %w", l.id, err)
+		return err
 	}
 	defer l.lock.unlock(c)
 	return l.writeLocked(ctx, &r, s, src)
@@ -135,6 +135,11 @@ func (l *LUN) writeOnce(ctx context.Context, lo uint64, blocks [][]byte) error {
 		}
 		at += n
 	}
+	keys := l.keys(lo, lo+uint64(len(blocks))) // all or none, over all parts
+	if err := l.p.reserve(ctx, keys); err != nil {
+		return fmt.Errorf("shelf: write LUN %d: %w", l.id, err)
+	}
+	defer l.p.unreserve(keys)
 	for _, x := range parts {
 		if err := l.store(ctx, x.lo, blocks[x.lo-lo:][:x.n]); err != nil {
 			return err

@@ -216,7 +216,7 @@ func (r *runner) outcome(err error, done, doubt func()) error {
 		call(doubt)
 	case errors.Is(err, target.ErrNoSpace):
 		r.w.faults.NoSpace++
-		// Nothing of it may have been written: the model keeps what it has.
+		// Nothing of it was written: the model keeps what it has.
 	default:
 		return fmt.Errorf("%w: unexpected: %w", errLoss, err)
 	}
@@ -400,11 +400,6 @@ func (r *runner) writeSame(ctx context.Context, l *shelf.LUN, m *modelLUN) error
 			copy(b[i:], block)
 		}
 		after = append(after, b)
-	}
-	// Pieces of it may have been acknowledged inside before the pool was full.
-	if errors.Is(err, target.ErrNoSpace) {
-		m.doubtAll(lo, after)
-		return r.read(ctx, l, m, lo, n)
 	}
 	return r.outcome(err, func() { m.setAll(lo, after) }, func() { m.doubtAll(lo, after) })
 }
