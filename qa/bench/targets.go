@@ -61,7 +61,11 @@ func startTargets(ctx context.Context, dir, only string) ([]Target, error) {
 		}
 		targets = append(targets, Target{Name: s.name, URL: p.URL, Stop: p.Stop})
 	}
-	return targets, nil
+	if !wanted(only, "shelf") && !wanted(only, "volume") {
+		return targets, nil
+	}
+	system, err := startSystem(ctx, dir)
+	return append(targets, system...), err
 }
 
 func wanted(only, name string) bool {
