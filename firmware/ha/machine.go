@@ -6,7 +6,8 @@ import "fmt"
 //
 // Each controller runs one Machine. Step takes an event and returns the next state and the actions to
 // perform, in order; an action that does I/O reports back with one event. At most one such action is under
-// way at a time. Orders from the operator and messages from the partner may come at any moment.
+// way at a time. Orders from the operator and messages from the partner may come at any moment. Not drawn: a failed action that shut nothing leads back to where its attempt began; one
+// that leaves the pool in doubt leads to Failed, exit 2.
 //
 //	                    ┌──────────┐ blank           ┌─────────┐  create   ┌─────────┐
 //	   start ──────────►│ Starting ├────────────────►│ NoPool  ├──────────►│ Forming │
@@ -50,7 +51,9 @@ import "fmt"
 //     partner is between fence and claim, or died there. When the partner returns it gives the reservation
 //     back (Standby begins with Release). An operator's takeover order ends the wait with a fence.
 //   - *Handing over* drains everything to the members first and then writes "owner nobody", so no mirror is
-//     needed by who comes next: either controller may claim such a pool, on an operator's order.
+//     needed by who comes next: either controller may claim such a pool, on an operator's order. A drain that takes
+//     too long ends the attempt: the owner serves on, says so, and the other side decides as if it were silent. The
+//     answer over the link is a hint that saves time; the label is what counts, and Asking looks at it too.
 //   - A claim that failed may still stand on a minority of members: the controller goes back to Starting and
 //     looks, rather than to assume either outcome; the mirror stays frozen till a look says that the partner
 //     owns.

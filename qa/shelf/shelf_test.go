@@ -2,10 +2,12 @@ package shelf
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -16,7 +18,21 @@ import (
 	"github.com/ledge-storage/ledge/qa/verify"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if binary.dir != "" {
+			os.RemoveAll(binary.dir)
+		}
+		os.Exit(code)
+	}))
+}
+
+// binary is shelfd, built once for all tests.
+var binary struct {
+	sync.Once
+	dir, path string
+	err       error
+}
 
 const (
 	drives    = 12
@@ -25,18 +41,26 @@ const (
 	target    = "iqn.2026-11.io.ledge:shelf.qa"
 )
 
-// build makes shelfd once for all tests.
+// build makes shelfd, the first time.
 func build(t *testing.T) string {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("two processes and several takeovers")
 	}
-	bin := filepath.Join(t.TempDir(), "shelfd")
-	out, err := exec.Command("go", "build", "-o", bin, "github.com/ledge-storage/ledge/firmware/shelfd").CombinedOutput()
-	if err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	binary.Do(func() {
+		if binary.dir, binary.err = os.MkdirTemp("", "ledge-qa-shelf"); binary.err != nil {
+			return
+		}
+		binary.path = filepath.Join(binary.dir, "shelfd")
+		out, err := exec.Command("go", "build", "-o", binary.path, "github.com/ledge-storage/ledge/firmware/shelfd").CombinedOutput()
+		if err != nil {
+			binary.err = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	})
+	if binary.err != nil {
+		t.Fatal(binary.err)
 	}
-	return bin
+	return binary.path
 }
 
 // rig is a shelf with a pool on A, a LUN, and a verified writer through both portals.
@@ -52,6 +76,7 @@ type rig struct {
 }
 
 func start(t *testing.T) *rig {
+	t.Parallel() // most of each test is waiting for leases and time-outs
 	bin := build(t)
 	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	t.Cleanup(cancel)
@@ -378,6 +403,7 @@ func TestStoppedStandby(t *testing.T) {
 
 // TestCreateOnBoth: two operators, one pool.
 func TestCreateOnBoth(t *testing.T) {
+	t.Parallel()
 	bin := build(t)
 	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	defer cancel()
