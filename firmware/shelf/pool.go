@@ -305,18 +305,24 @@ func (p *Pool) Err() error {
 
 // fail stops the pool for good. The first error counts.
 func (p *Pool) fail(err error) {
+	if p.stop(err) {
+		p.opts.Logger.Error("pool stopped", "err", err)
+	}
+}
+
+// stop ends the pool with err, unless it has ended already.
+func (p *Pool) stop(err error) (first bool) {
 	p.mu.Lock()
-	first := p.err == nil
-	if first {
+	if first = p.err == nil; first {
 		p.err = err
 		close(p.failed)
 		p.wakeWaiters()
 	}
 	p.mu.Unlock()
 	if first {
-		p.opts.Logger.Error("pool stopped", "err", err)
 		p.cancel(err)
 	}
+	return first
 }
 
 // alive returns what an operation on a stopped pool answers.
@@ -391,8 +397,7 @@ func (p *Pool) Close(ctx context.Context) error {
 
 // Abort stops without destaging: the owner was fenced, or goes down.
 func (p *Pool) Abort() {
-	p.fail(fmt.Errorf("%w: closed", target.ErrUnavailable))
-	p.cancel(nil)
+	p.stop(fmt.Errorf("%w: pool closed", target.ErrUnavailable))
 	p.wg.Wait()
 }
 
