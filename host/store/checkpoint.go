@@ -365,7 +365,7 @@ func (s *state) decodeItems(p []byte) error {
 			n := uint32(d.limited(maxSegments - 1))
 			g := &segment{slots: uint32(d.limited(maxSlots)), bytes: uint32(d.limited(SegmentBytes))}
 			for range d.limited(1 << 16) {
-				g.shares = append(g.shares, share{uint32(d.limited(1<<32 - 1)), uint32(d.limited(maxSlots)), uint32(d.limited(SegmentBytes))})
+				g.shares = append(g.shares, share{uint32(d.limited(1<<32 - 1)), uint32(d.limited(maxSlots)), uint32(d.limited(1<<32 - 1))})
 				if d.bad {
 					break
 				}

@@ -220,18 +220,15 @@ func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]dedup.F
 			st.mu.Lock()
 			to = st.open.append(stored, fp)
 			st.index.Insert(&fp, dedup.Ref{Segment: st.open.number, Slot: uint16(len(st.open.slots) - 1)})
-			st.open.info.share(r.v.id).slots++
-			r.v.slots++
-			st.charge(st.open, r.v, len(stored)+slotBytes)
+			st.charge(st.open.info, r.v, len(stored)+slotBytes, 1)
 			st.mu.Unlock()
 			moved[r.at] = to
 		} else if err := st.roomFor(ctx, 0, 64, st.packed); err != nil {
 			return err
 		}
 		st.mu.Lock()
-		was := st.open.used()
 		st.open.log.move(r.v.id, r.lba, r.at, to)
-		st.charge(st.open, r.v, st.open.used()-was)
+		st.charge(st.open.info, r.v, costMove, 0)
 		st.point(r.v, r.lba, to)
 		st.mu.Unlock()
 	}

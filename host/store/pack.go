@@ -253,19 +253,17 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 	b := st.open
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	was := b.used()
 	if it.stored == nil {
 		b.log.ref(it.v.id, it.lba, it.place)
+		st.charge(b.info, it.v, costRef, 0)
 		st.counters.duplicates++
 	} else {
 		it.place = b.append(it.stored, fps[i])
 		b.log.store(it.v.id, it.lba, it.place)
 		st.index.Insert(&fps[i], dedup.Ref{Segment: b.number, Slot: uint16(len(b.slots) - 1)})
+		st.charge(b.info, it.v, len(it.stored)+slotBytes, 1)
 		st.counters.uniques++
-		b.info.share(it.v.id).slots++
-		it.v.slots++
 	}
-	st.charge(b, it.v, b.used()-was)
 	st.point(it.v, it.lba, it.place)
 	it.stored = nil
 	return nil
@@ -282,11 +280,21 @@ func (b *builder) append(stored []byte, fp dedup.Fingerprint) loc {
 	return l
 }
 
-// charge books n bytes of the open segment to v. mu is held.
-func (st *Store) charge(b *builder, v *Volume, n int) {
-	b.info.bytes += uint32(n)
-	b.info.share(v.id).bytes += uint32(n)
+// What entries of the log are charged to volumes: about what they take, and the same in replay.
+const (
+	costRef  = 3
+	costMove = 24
+	costElse = 8
+)
+
+// charge books n bytes and slots of a segment to v. mu is held.
+func (st *Store) charge(s *segment, v *Volume, n, slots int) {
+	sh := s.share(v.id)
+	sh.bytes += uint32(n)
+	sh.slots += uint32(slots)
+	s.bytes += uint32(n) // until it is sealed, and known exactly
 	v.bytes += int64(n)
+	v.slots += int64(slots)
 }
 
 // point makes l the place of a block. mu is held.
@@ -322,7 +330,6 @@ func (st *Store) settle(v *Volume, it *packItem, b *batch) {
 // applyOp puts an op that is not opWrite into the segment's log and the map. mu is held.
 func (st *Store) applyOp(v *Volume, o *op, b *batch, unit uint64) {
 	l := &st.open.log
-	was := st.open.used()
 	switch o.kind {
 	case opZero:
 		l.zero(v.id, o.lba, o.count)
@@ -352,7 +359,7 @@ func (st *Store) applyOp(v *Volume, o *op, b *batch, unit uint64) {
 		l.volume(logResize, v.id, o.lba, nil)
 		v.applied = int64(o.lba)
 	}
-	st.charge(st.open, v, st.open.used()-was)
+	st.charge(st.open.info, v, costElse, 0)
 }
 
 func (st *Store) applyZero(v *Volume, lba, n uint64) {

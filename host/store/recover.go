@@ -189,10 +189,10 @@ func (st *Store) readFound(ctx context.Context, n uint32) (*found, error) {
 
 // applySegment does to the state what the packer did when it filled segment n.
 func (st *Store) applySegment(n uint32, f *found) error {
-	info := &segment{slots: f.t.slots, bytes: f.t.payload + f.t.slots*slotBytes + f.t.log + BlockBytes}
+	info := &segment{slots: f.t.slots}
 	st.segs[n] = info
 	taken := map[loc]bool{}
-	return decodeLog(n, f.slots, f.log, func(c *change) error {
+	err := decodeLog(n, f.slots, f.log, func(c *change) error {
 		v := st.volumes[c.vol]
 		if (v == nil) != (c.kind == logCreate) {
 			return fmt.Errorf("store: segment %d: entry of kind %d for volume %d: %w", n, c.kind, c.vol, ErrCorrupt)
@@ -202,7 +202,7 @@ func (st *Store) applySegment(n uint32, f *found) error {
 				return fmt.Errorf("store: segment %d refers to segment %d, which is none: %w", n, l.segment(), ErrCorrupt)
 			}
 		}
-		cost, slots := 3*len(c.places), 0
+		cost, slots := 0, 0
 		switch c.kind {
 		case logStore, logRef:
 			for i, l := range c.places {
@@ -210,9 +210,12 @@ func (st *Store) applySegment(n uint32, f *found) error {
 				if c.kind == logStore {
 					cost += l.len() + slotBytes
 					slots++
+				} else {
+					cost += costRef
 				}
 			}
 		case logMove:
+			cost = costMove
 			if to := c.places[1]; v.m.get(c.lba) == c.places[0] && to.segment() == n {
 				st.point(v, c.lba, to)
 				if !taken[to] {
@@ -223,6 +226,7 @@ func (st *Store) applySegment(n uint32, f *found) error {
 			}
 		case logZero:
 			st.applyZero(v, c.lba, c.n)
+			cost = costElse
 		case logCreate:
 			d, err := parseDescription(c.describe)
 			if err != nil {
@@ -238,13 +242,11 @@ func (st *Store) applySegment(n uint32, f *found) error {
 		case logResize:
 			v.size, v.applied = int64(c.n), int64(c.n)
 		}
-		sh := info.share(v.id)
-		sh.slots += uint32(slots)
-		sh.bytes += uint32(cost)
-		v.slots += int64(slots)
-		v.bytes += int64(cost)
+		st.charge(info, v, cost, slots)
 		return nil
 	})
+	info.bytes = f.t.payload + f.t.slots*slotBytes + f.t.log + BlockBytes
+	return err
 }
 
 // adopt makes v a volume of the store.

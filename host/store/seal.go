@@ -25,6 +25,7 @@ func (st *Store) seal(ctx context.Context) error {
 	st.sinceCkpt++
 	st.mu.Lock()
 	st.sealing++
+	b.info.bytes = uint32(b.used()) + BlockBytes
 	st.handed = st.startOf(b.cover.seq)
 	st.mu.Unlock()
 	select {

@@ -15,13 +15,14 @@ import (
 )
 
 var (
-	seeds    = flag.Int("seeds", 40, "how many seeds TestSimulation runs")
+	seeds    = flag.Int("seeds", 12, "how many seeds TestSimulation runs")
 	fromSeed = flag.Uint64("from", 1, "the first of them")
 )
 
 const (
-	simBlocks  = 3000
-	simWorkers = 3
+	simBlocks   = 3000
+	simWorkers  = 3
+	simContents = 4000
 )
 
 // simulation drives a store with concurrent writers, cuts the power at a random write, opens the
@@ -53,7 +54,17 @@ type doubtful struct {
 
 // content is block number n of all that there are: 0 is zeros; there are few, so that most
 // are duplicates; odd ones compress.
-func content(n uint64) []byte {
+func content(n uint64) []byte { return contents()[n] }
+
+var contents = sync.OnceValue(func() [][]byte {
+	all := make([][]byte, simContents)
+	for n := range all {
+		all[n] = makeContent(uint64(n))
+	}
+	return all
+})
+
+func makeContent(n uint64) []byte {
 	switch {
 	case n == 0:
 		return make([]byte, BlockBytes)
@@ -282,7 +293,7 @@ func (s *simulation) writer(ctx context.Context, st *Store, v *Volume, m *modelV
 		zeros := rng.IntN(8) == 0
 		for i := range numbers {
 			if !zeros {
-				numbers[i] = uint64(rng.IntN(4000))
+				numbers[i] = uint64(rng.IntN(simContents))
 			}
 			data = append(data, content(numbers[i])...)
 			m.blocks[lba+uint64(i)] = append(m.blocks[lba+uint64(i)], numbers[i])

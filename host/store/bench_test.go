@@ -1,0 +1,95 @@
+package store
+
+import (
+	"context"
+	"testing"
+
+	"github.com/ledge-storage/ledge/host/dedup"
+)
+
+// sink is a LUN that takes everything and keeps only what a bench reads back.
+type sink struct {
+	memory
+	keep bool
+}
+
+func (s *sink) WriteAt(ctx context.Context, p []byte, off int64) error {
+	if s.keep || off < ringOffset {
+		return s.memory.WriteAt(ctx, p, off)
+	}
+	return nil
+}
+
+func benchStore(b *testing.B, keep bool) (*Store, *Volume) {
+	p := &power{}
+	j, s := &sink{*newMemory(b, p, 256<<20, false), false}, &sink{*newMemory(b, p, 1<<50, false), keep}
+	st := open(b, Options{Journal: j, Segments: s, MapBytes: 4 << 30, IndexBytes: 256 << 20})
+	_, err := st.CreateVolume(b.Context(), "a", 64<<40)
+	must(b, err)
+	return st, volume(b, st, "a")
+}
+
+// BenchmarkWrite is the whole inline path but for the LUNs: journal record, fingerprint, index, codec,
+// segment, map. Compare "unique" with BenchmarkBound, which only fingerprints, encodes and copies.
+func BenchmarkWrite(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		unique bool
+		data   []byte
+	}{{"unique text", true, text(1, 256)}, {"unique noise", true, noise(1, 256)}, {"duplicates", false, text(1, 256)}} {
+		b.Run(c.name, func(b *testing.B) {
+			st, v := benchStore(b, false)
+			b.SetBytes(int64(len(c.data)))
+			lba := uint64(0)
+			for b.Loop() {
+				if c.unique {
+					for i := 0; i < len(c.data); i += BlockBytes {
+						le.PutUint64(c.data[i:], lba*256+uint64(i))
+					}
+				}
+				must(b, v.Write(b.Context(), lba, c.data))
+				lba += 256
+			}
+			must(b, st.Sync(b.Context()))
+			b.StopTimer()
+			s := st.Stats()
+			b.ReportMetric(float64(s.StoredBytes)/float64(s.LogicalBytes), "stored/logical")
+			st.stop()
+		})
+	}
+}
+
+func BenchmarkBound(b *testing.B) {
+	data, h := text(1, 256), dedup.NewHasher(dedup.Key{})
+	blocks, sums := make([][]byte, 256), make([]dedup.Fingerprint, 256)
+	for i := range blocks {
+		blocks[i] = data[i*BlockBytes : (i+1)*BlockBytes]
+	}
+	dst, out := make([]byte, encodeScratch), make([]byte, 256*BlockBytes)
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		copy(out, data)
+		h.Sum(sums, blocks)
+		at := 0
+		for _, p := range blocks {
+			at += copy(out[at:], dst[:encodeBlock(dst, p)])
+		}
+	}
+}
+
+// BenchmarkRead4K reads blocks that are in the line cache: lookup, checksum, decoding.
+func BenchmarkRead4K(b *testing.B) {
+	st, v := benchStore(b, true)
+	data := text(1, 4096)
+	must(b, v.Write(b.Context(), 0, data))
+	must(b, st.Checkpoint(b.Context()))
+	p := make([]byte, BlockBytes)
+	b.SetBytes(BlockBytes)
+	lba := uint64(0)
+	for b.Loop() {
+		must(b, v.Read(b.Context(), lba%4096, p))
+		lba += 7
+	}
+	b.StopTimer()
+	st.stop()
+}

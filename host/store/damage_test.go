@@ -1,0 +1,125 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/ledge-storage/ledge/target"
+)
+
+// mapCache is a flash cache in memory whose lines can be damaged.
+type mapCache struct {
+	mu    sync.Mutex
+	lines map[lineKey][]byte
+}
+
+func (c *mapCache) Read(_ [16]byte, segment uint32, line int, p []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.lines[lineKey{segment, line}]
+	copy(p, l)
+	return l != nil
+}
+
+func (c *mapCache) Write(_ [16]byte, segment uint32, line int, p []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lines[lineKey{segment, line}] = bytes.Clone(p)
+}
+
+// A bit flipped in a segment is an error for its block and for no other; the same in a line from a
+// cache, even one that verifies nothing, is read past.
+func TestDamage(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	o := sh.options()
+	cache := &mapCache{lines: map[lineKey][]byte{}}
+	o.Cache = cache
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	data := append(text(1, 300), noise(2, 300)...)
+	v := volume(t, st, "a")
+	must(t, v.Write(ctx, 0, data))
+	must(t, st.Close(ctx))
+	rng := rand.New(rand.NewPCG(1, 1))
+
+	st = open(t, o)
+	v = volume(t, st, "a")
+	for k := range cache.lines {
+		for i := 0; i < LineBytes; i += 1500 {
+			cache.lines[k][i+rng.IntN(1000)] ^= 4
+		}
+	}
+	wantBlocks(t, v, 0, data)
+	if s := st.Stats(); s.BadLines == 0 || s.CacheHits == 0 || s.BadBlocks != 0 {
+		t.Errorf("damaged cache: %+v", s)
+	}
+	o.Cache = nil
+	must(t, st.Close(ctx))
+
+	for range 30 {
+		st = open(t, o)
+		v = volume(t, st, "a")
+		lba := uint64(rng.IntN(600))
+		l := v.m.get(lba)
+		at := int64(l.segment())*SegmentBytes + int64(l.off()+rng.IntN(l.len()))
+		flip := func() { sh.segments.pages[at/BlockBytes*BlockBytes][at%BlockBytes] ^= 16 }
+		flip()
+		got := make([]byte, BlockBytes)
+		for i := range uint64(600) {
+			err := v.Read(ctx, i, got)
+			if damaged := v.m.get(i) == l; damaged != errors.Is(err, target.ErrMediumRead) || damaged != errors.Is(err, ErrCorrupt) {
+				t.Errorf("block %d, damaged %v: %v", i, damaged, err)
+			} else if !damaged && !bytes.Equal(got, data[i*BlockBytes:(i+1)*BlockBytes]) {
+				t.Errorf("block %d: wrong data", i)
+			}
+		}
+		st.stop()
+		flip()
+	}
+
+	// Damage to what opening needs is told, not lived with.
+	st = open(t, o)
+	must(t, st.Close(ctx))
+	at := int64(st.ckptFirst)*SegmentBytes + 5
+	sh.segments.pages[at/BlockBytes*BlockBytes][5] ^= 1
+	if _, err := Open(ctx, o); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("damaged checkpoint: %v", err)
+	}
+	sh.segments.pages[at/BlockBytes*BlockBytes][5] ^= 1
+	for i := range 2 { // either superblock will do
+		sh.journal.pages[int64(i)*BlockBytes][100] ^= 1
+		st = open(t, o)
+		wantBlocks(t, volume(t, st, "a"), 0, data)
+		must(t, st.Close(ctx))
+	}
+}
+
+// A failed journal write is never acknowledged, and stops the store.
+func TestJournalFailure(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	st := open(t, sh.options())
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	v := volume(t, st, "a")
+	must(t, v.Write(ctx, 0, text(1, 1)))
+	sh.p.mu.Lock()
+	sh.journal.refuse = func(int64) error { return target.ErrMediumWrite }
+	sh.p.mu.Unlock()
+	if err := v.Write(ctx, 1, text(2, 1)); !errors.Is(err, ErrFailed) || !errors.Is(err, target.ErrMediumWrite) {
+		t.Errorf("write: %v", err)
+	}
+	if err := v.Read(ctx, 0, make([]byte, BlockBytes)); !errors.Is(err, ErrFailed) {
+		t.Errorf("read after failure: %v", err)
+	}
+	if err := st.Close(ctx); !errors.Is(err, ErrFailed) {
+		t.Errorf("close: %v", err)
+	}
+	sh.journal.refuse = nil
+	st = open(t, sh.options())
+	wantBlocks(t, volume(t, st, "a"), 0, text(1, 1))
+	must(t, st.Close(ctx))
+}

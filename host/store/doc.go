@@ -1,0 +1,83 @@
+// Package store keeps the volumes of a store on two LUNs of the shelf: a journal of what was
+// acknowledged and not packed yet, and a log of segments that holds everything else. It owns the
+// formats of both, the map from a volume's block to its place, deduplication, compression,
+// checkpoints, recovery, and cleaning.
+//
+// It promises: what was acknowledged is read back, on this host or on any other that opens the
+// store, whatever happened in between (P6); what is read is verified, or an error (P4); memory,
+// queues and journal have limits, and a request waits or is refused at a limit (P7). It keeps
+// nothing on the host that matters. It never overwrites a segment and never uses a segment's
+// number twice. It does not keep two hosts from writing at once: the shelf's leases will (P5);
+// until then a host that was overtaken notices by the epoch in the superblock.
+//
+// write.go tells the path of a write up to its acknowledgement, pack.go how it gets into segments
+// and the map, seal.go how segments become durable and the journal is released, read.go the path
+// of a read, checkpoint.go, recover.go and clean.go the rest of a block's life.
+//
+// # Limits
+//
+// Volumes: 1024 of 256 TiB. Memory, besides the options' bounds: 8 MiB for each of at most three
+// segments that are open or being written, 128 bytes for each pending block, and up to twice
+// RecordBytes for each of four records on their way. Map: 8 bytes a block in pages of 512; when
+// MapBytes is reached, writes that need another page get target.ErrNoSpace. Index: 8 bytes for each
+// stored block; beyond IndexBytes it forgets. Segment numbers: 2^28, or what the segment LUN holds.
+//
+// # Formats
+//
+// Little endian; crc is CRC-32C (Castagnoli); LUN blocks are 4 KiB; version 1 of all.
+//
+//	superblock, 4 KiB, at 0 and at 4096 of the journal LUN
+//	  0  8 "LEDGESB1"                         88  8 start of the journal in the ring, bytes
+//	  8  4 crc of 12…4096                     96  8 seq of the record there
+//	 12  4 version                           104  8 size of the ring, bytes
+//	 16 16 UUID of the store                 112  4 segment numbers below may have been used
+//	 32 32 key of the fingerprints           116  4 segments of the checkpoint; 0: none
+//	 64  8 seq; the highest valid one counts 120  8 id of the checkpoint
+//	 72  8 epoch, raised by each open        128  4 number of its first segment
+//	 80  8 epoch of the records that count   132    zeros
+//
+//	record, whole 4 KiB blocks, in the ring from 65536 on; none crosses the ring's end
+//	  0  8 "LEDGEJR1"                         entry:
+//	  8  4 crc of 12…length                    0 1 kind: 1 write, 2 zero, 3 create, 4 delete, 5 resize
+//	 12  4 length, bytes                       1 3 zeros
+//	 16 16 UUID of the store                   4 4 volume
+//	 32  8 epoch                               8 8 first block; resize: bytes
+//	 40  8 seq                                16 8 blocks
+//	 48  4 entries; 0: a pad                 payload: from the next 4 KiB boundary on, in the entries'
+//	 52  4 zero                                order: write: the blocks; create: one block:
+//	 56  8 bytes to the next record            UUID (16), bytes (8), length of the name (2), name
+//	 64    entries, 24 bytes each
+//
+//	segment, 8 MiB: stored blocks from its start, slots and log just before the trailer, the trailer
+//	last. Stripes of 1 MiB without anything in them are not written.
+//	stored block: crc (4) of segment number (4), offset (4), codec and content; codec (1): 0 raw, 1 S2; content
+//	slot, 40 bytes: fingerprint (32), offset (4), stored length (2), zero (2)
+//	log: entries of a kind (1 byte) and varints; see footer.go
+//	trailer, 4 KiB
+//	  0  8 "LEDGESG1"                         64  4 bytes of blocks (checkpoint: of items)
+//	  8  4 crc of 12…4096                     68  4 slots
+//	 12  1 kind: 1 data, 2 checkpoint         72  4 bytes of the log
+//	 13  3 zeros                              76  4 crc of slots and log
+//	 16 16 UUID of the store                  80  4 crc of the last stripe up to the trailer
+//	 32  8 epoch                              84  4 zero
+//	 40  4 number of this segment             88  8 checkpoint: its id
+//	 44  4 data: the data segment before it   96  4 checkpoint: index of this segment in it
+//	 48  8 data: journal seq and              100 4 checkpoint: crc of the items
+//	 56  8 units of it that are covered       104   zeros
+//
+//	checkpoint: items of a kind (1 byte) and varints; see checkpoint.go
+//
+// # Decisions
+//
+// 2026-11-22. A block's name is (segment, byte offset, length), 64 bits, and not (segment, slot):
+// a read then needs no table. The slot number lives in the dedup index only, where the table is read
+// anyhow, to verify.
+//
+// 2026-11-22. A checkpoint holds the whole map, and is due when eight times its size has been
+// written in segments, so that it costs at most an eighth. In between, the logs of segments carry
+// every change, and the journal is released without a checkpoint. What it costs is memory for the whole
+// map, and a pause of the packer (not of requests) while a large map is encoded.
+//
+// 2026-11-22. "Runs kept together" (a lone duplicate in a unique run is stored again) is not done:
+// it trades space, and nothing has measured yet what the seek costs behind a flash cache.
+package store
