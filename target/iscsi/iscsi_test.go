@@ -747,6 +747,26 @@ func TestLoginsRacingIO(t *testing.T) {
 	l.alive()
 }
 
+// TestManyLogins: the 16 bits of a TSIH go round, past those in use.
+func TestManyLogins(t *testing.T) {
+	l := newLab(t, Options{}, nil)
+	kept := l.dial()
+	kept.isid = 200
+	if kept.login() != 0 {
+		t.Fatal("login")
+	}
+	l.srv.mu.Lock()
+	l.srv.lastTSIH = 65533
+	l.srv.mu.Unlock()
+	for range 5 {
+		c := l.session()
+		if c.tsih == 0 || c.tsih == kept.tsih {
+			t.Errorf("TSIH %d", c.tsih)
+		}
+	}
+	kept.ready()
+}
+
 // TestGarbage sends 10,000 random and mutated PDUs, from a seed, before and after login, while
 // another session goes on.
 func TestGarbage(t *testing.T) {
