@@ -177,8 +177,8 @@ func (a *Agent) session(ctx context.Context) error {
 		}
 		targets[v.Name] = t
 	}
-	a.enter(api.PhaseServing, engine, targets)
 	a.log.Info("serving", "volumes", len(targets), "portal", a.cfg.Portal)
+	a.enter(api.PhaseServing, engine, targets) // targets is a.mu's from here on
 	for err == nil && ctx.Err() == nil {
 		pause(ctx, a.opt.CheckInterval)
 		err = engine.Err()

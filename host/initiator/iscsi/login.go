@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"strconv"
-	"time"
 )
 
 // Stages of a login (RFC 7143 11.12.3).
@@ -102,7 +101,7 @@ func dial(ctx context.Context, cfg *Config) (_ *login, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return l, conn.SetDeadline(time.Time{})
+	return l, nil
 }
 
 func (l *login) security() error {
