@@ -272,6 +272,30 @@ func (c *conn) tick() {
 	}
 }
 
+// Events of asynchronous messages (11.9.1).
+const (
+	asyncLogout  = 1 // the target asks for a logout
+	asyncDropAll = 3 // all connections of the session end
+)
+
+// async sends an asynchronous message; within is the third parameter, in seconds.
+func (c *conn) async(event byte, within time.Duration) {
+	if !c.full.Load() {
+		return
+	}
+	var h header
+	h[0], h[1] = opAsync, 0x80
+	h.put32(16, noTag)
+	h[36] = event
+	seconds := uint16(min(max(within/time.Second, 0), 0xFFFF))
+	h[42], h[43] = byte(seconds>>8), byte(seconds)
+	q := c.send
+	q.mu.Lock()
+	c.put(&h, true)
+	q.mu.Unlock()
+	q.flush()
+}
+
 // logout serves 11.14. The reader ends after the answer; what is under way is aborted.
 func (c *conn) logout(h *header) error {
 	if err := c.skipData(h); err != nil {

@@ -747,6 +747,30 @@ func TestLoginsRacingIO(t *testing.T) {
 	l.alive()
 }
 
+// TestAsync: initiators are asked to log out, and told that their target goes.
+func TestAsync(t *testing.T) {
+	l := newLab(t, Options{}, nil)
+	c := l.session().ready()
+	if s := l.srv.Sessions(); len(s) != 1 || s[0].Initiator != testInitiator || s[0].Target != testTarget {
+		t.Errorf("sessions %+v", s)
+	}
+	l.srv.RequestLogout(testTarget, 10*time.Second)
+	if p, err := c.recv(); err != nil || p.h.opcode() != opAsync || p.h[36] != asyncLogout || p.h[43] != 10 {
+		t.Fatal(p, err)
+	}
+	c.ready()
+	l.srv.RemoveTarget(testTarget)
+	if p, err := c.recv(); err != nil || p.h.opcode() != opAsync || p.h[36] != asyncDropAll {
+		t.Fatal(p, err)
+	}
+	if _, err := c.recv(); err == nil {
+		t.Error("the connection stays")
+	}
+	if n := len(l.srv.Sessions()); n != 0 {
+		t.Errorf("%d sessions", n)
+	}
+}
+
 // TestManyLogins: the 16 bits of a TSIH go round, past those in use.
 func TestManyLogins(t *testing.T) {
 	l := newLab(t, Options{}, nil)

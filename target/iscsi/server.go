@@ -186,7 +186,7 @@ func (s *Server) AddTarget(t *scsi.Target) error {
 	return nil
 }
 
-// RemoveTarget ends the sessions of a target and serves it no more. It returns when none of its
+// RemoveTarget ends the sessions of a target, whose initiators are told, and serves it no more. It returns when none of its
 // commands runs on this server.
 func (s *Server) RemoveTarget(name string) {
 	s.mu.Lock()
@@ -198,12 +198,65 @@ func (s *Server) RemoveTarget(name string) {
 		}
 	}
 	s.mu.Unlock()
+	var told sync.WaitGroup
 	for _, ss := range gone {
-		ss.close()
+		told.Add(1)
+		go func() {
+			defer told.Done()
+			ss.conn.async(asyncDropAll, 0)
+			ss.close()
+		}()
 	}
+	told.Wait()
 	for _, ss := range gone {
 		<-ss.done
 	}
+}
+
+// RequestLogout asks the initiators of a target to log out within a time (RFC 7143 11.9), as
+// before a giveback. It does not wait for them to do so.
+func (s *Server) RequestLogout(name string, within time.Duration) {
+	s.mu.Lock()
+	var asked []*session
+	for k, ss := range s.sessions {
+		if k.target == name {
+			asked = append(asked, ss)
+		}
+	}
+	s.mu.Unlock()
+	var told sync.WaitGroup
+	for _, ss := range asked {
+		told.Add(1)
+		go func() {
+			defer told.Done()
+			ss.conn.async(asyncLogout, within)
+		}()
+	}
+	told.Wait()
+}
+
+// Session describes a session for those who ask.
+type Session struct {
+	Target, Initiator string
+	// Peer is the initiator's address.
+	Peer string
+	TSIH uint16
+	// UnderWay is how many of its commands have not been answered.
+	UnderWay int
+}
+
+// Sessions returns the normal sessions, in no order.
+func (s *Server) Sessions() []Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]Session, 0, len(s.sessions))
+	for k, ss := range s.sessions {
+		all = append(all, Session{
+			Target: k.target, Initiator: k.initiator, Peer: ss.conn.nc.RemoteAddr().String(),
+			TSIH: ss.tsih, UnderWay: int(ss.underWay.Load()),
+		})
+	}
+	return all
 }
 
 // Serve accepts connections from l until ctx ends (it then returns nil), Close is called
