@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ledge-storage/ledge/firmware/control"
+	"github.com/ledge-storage/ledge/host/api"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,8 +26,7 @@ const (
 
 // testKills: the writer runs while the agent, the standby, the owner and then everything lose their power.
 func testKills(t *testing.T, ctx context.Context, l *Lab) {
-	l.must(t, ctx, "volume", "create", verifyVolume, "1GiB")
-	w := newWriter(t, ctx, l.show(t, ctx, verifyVolume), 0x1edbe, 0, verifyBytes)
+	w := newWriter(t, ctx, verified(t, ctx, l), 0x1edbe, 0, verifyBytes)
 	defer w.dev.Close()
 
 	// 1. The agent.
@@ -98,7 +98,7 @@ func testFenced(t *testing.T, ctx context.Context, l *Lab) {
 	owner, err := l.WaitOwner(ctx)
 	fatal(t, err)
 	other := owner.Partner()
-	w := newWriter(t, ctx, l.show(t, ctx, verifyVolume), 0xfe2ce, verifyBytes, verifyBytes)
+	w := newWriter(t, ctx, verified(t, ctx, l), 0xfe2ce, verifyBytes, verifyBytes)
 	defer w.dev.Close()
 	w.begin()
 	w.advance("before the hang", someWrites)
@@ -224,7 +224,7 @@ func sparseSum(path string) (sum [sha256.Size]byte, err error) {
 
 // testMembersRemoved: with two members gone, everything written so far reads back, and writing goes on.
 func testMembersRemoved(t *testing.T, ctx context.Context, l *Lab) {
-	w := newWriter(t, ctx, l.show(t, ctx, verifyVolume), 0x2905, 2*verifyBytes, verifyBytes)
+	w := newWriter(t, ctx, verified(t, ctx, l), 0x2905, 2*verifyBytes, verifyBytes)
 	defer w.dev.Close()
 	w.begin()
 	w.advance("with all members", someWrites)
@@ -246,6 +246,14 @@ func testMembersRemoved(t *testing.T, ctx context.Context, l *Lab) {
 	if lost != 2 || st.Pool == nil || st.Pool.State != "degraded" {
 		t.Errorf("pool %+v, members %+v: two should be lost", st.Pool, st.Members)
 	}
+}
+
+// verified is the volume of the steps with a writer; each step can run alone (go test -run).
+func verified(t *testing.T, ctx context.Context, l *Lab) api.Volume {
+	t.Helper()
+	v, _, err := l.EnsureVolume(ctx, verifyVolume, 1<<30)
+	fatal(t, err)
+	return v
 }
 
 func fatal(t *testing.T, err error) {

@@ -15,7 +15,8 @@ import (
 	"github.com/ledge-storage/ledge/host/api"
 )
 
-// build is where the programs and the image are, shared with make.
+// build is where the programs and the image are: a directory of this run, so that a build that goes on beside
+// it does not exchange them under a running system.
 var build string
 
 // TestMain builds the programs and the image, which takes seconds where nothing changed, so that the tests
@@ -25,11 +26,14 @@ func TestMain(m *testing.M) {
 	if testing.Short() {
 		os.Exit(m.Run())
 	}
+	code := 1
 	if err := prepareMachine(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	} else {
+		code = m.Run()
 	}
-	os.Exit(m.Run())
+	os.RemoveAll(build)
+	os.Exit(code)
 }
 
 func prepareMachine() (err error) {
@@ -37,14 +41,16 @@ func prepareMachine() (err error) {
 	if err != nil {
 		return err
 	}
-	build = filepath.Join(root, "build")
+	if build, err = os.MkdirTemp("", "ledge-lab-build-"); err != nil {
+		return err
+	}
 	say := func(format string, args ...any) { fmt.Printf("lab: "+format+"\n", args...) }
 	if err := InstallPackages(context.Background(), say); err != nil {
 		return err
 	}
 	for _, args := range [][]string{
-		{"build", "-trimpath", "-ldflags", "-s -w -buildid=", "-o", "build/bin/", "./firmware/shelfd", "./host/hostd", "./host/ledge"},
-		{"run", "./image"},
+		{"build", "-trimpath", "-ldflags", "-s -w -buildid=", "-o", filepath.Join(build, "bin") + "/", "./firmware/shelfd", "./host/hostd", "./host/ledge"},
+		{"run", "./image", "-o", filepath.Join(build, "image")},
 	} {
 		if args[0] == "build" {
 			if err := os.MkdirAll(filepath.Join(build, "bin"), 0o755); err != nil {
