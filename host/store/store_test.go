@@ -258,10 +258,11 @@ func TestNoSpace(t *testing.T) {
 	_, err = st.CreateVolume(ctx, "a", 1<<30)
 	must(t, err)
 	v = volume(t, st, "a")
+	must(t, v.Write(ctx, 0, noise(0, 256)))
 	sh.p.mu.Lock()
 	full = true
 	sh.p.mu.Unlock()
-	for n = 0; err == nil && n < 100; n++ {
+	for n = 1; err == nil && n < 100; n++ {
 		err = v.Write(ctx, n*256, noise(n, 256))
 	}
 	if !errors.Is(err, target.ErrNoSpace) {

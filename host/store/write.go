@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -75,7 +76,8 @@ func (t *Ticket) add(b *batch) {
 }
 
 // Stage puts data, whole blocks, into the log from block lba on: reads see it from now on, and
-// writes staged later come later in the log. It waits while the store's buffers are full.
+// writes staged later come later in the log. It waits while the store's buffers are full. More than
+// RecordBytes are staged in parts: when one is refused, those before it stay written.
 func (v *Volume) Stage(ctx context.Context, lba uint64, data []byte) (*Ticket, error) {
 	if len(data)%BlockBytes != 0 {
 		return nil, fmt.Errorf("store: write of %d bytes: %w", len(data), target.ErrAlignment)
@@ -301,10 +303,18 @@ func (st *Store) journalLoop() {
 	}
 }
 
+// recordBuffers are reused: fresh pages for every record cost more than filling them.
+var recordBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
 // writeRecord writes b's record at start of the ring, after pad bytes at the ring's end.
 func (st *Store) writeRecord(b *batch, start, pad uint64, size int) error {
 	r := record{uuid: st.uuid, epoch: st.epoch, seq: b.seq}
-	p := make([]byte, max(size, BlockBytes))
+	buf := recordBuffers.Get().(*[]byte)
+	defer recordBuffers.Put(buf)
+	if cap(*buf) < size {
+		*buf = make([]byte, roundUp(size, 64<<10))
+	}
+	p := (*buf)[:size]
 	if pad > 0 {
 		r.advance = pad
 		r.encode(p[:BlockBytes])
