@@ -201,6 +201,9 @@ func (t *Target) lunsChanged() {
 	}
 }
 
+// Sessions is how many nexuses are logged in.
+func (t *Target) Sessions() int { return len(*t.sessions.Load()) }
+
 // VisibleTo says whether initiator would see any unit: discovery and login ask it.
 func (t *Target) VisibleTo(initiator string) bool {
 	units := *t.units.Load()
