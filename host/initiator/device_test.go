@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -386,5 +387,38 @@ func TestOpenFails(t *testing.T) {
 	}
 	if _, err := Open(context.Background(), Config{Portals: s.Portals(), Target: "x", Initiator: "iqn.2026-11.test:host"}); !errors.Is(err, ErrConfig) || !errors.Is(err, iscsi.ErrConfig) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// lateConn returns from Write long after the target has the bytes.
+type lateConn struct{ net.Conn }
+
+func (c lateConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	time.Sleep(2 * time.Millisecond)
+	return n, err
+}
+
+// The target's next R2T may come before our own write call returned; that is no error of its.
+func TestAnswerBeforeWriteReturns(t *testing.T) {
+	s := shelf(t, 256)
+	s.R2T = true
+	var dials atomic.Int32
+	d, err := Open(context.Background(), Config{Portals: s.Portals()[:1], Target: faketarget.Target, LUN: faketarget.LUN, Initiator: "iqn.2026-11.test:host",
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			dials.Add(1)
+			c, err := new(net.Dialer).DialContext(ctx, network, address)
+			return lateConn{c}, err
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	want := pattern(1<<20, 5)
+	if err := d.WriteAt(context.Background(), want, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := dials.Load(); n != 1 || !bytes.Equal(s.Disk(), want) {
+		t.Fatalf("%d sessions; data equal: %v", n, bytes.Equal(s.Disk(), want))
 	}
 }

@@ -20,7 +20,7 @@ type outPDU struct {
 const inlineRounds = 4
 
 // enqueue appends a PDU and counts its reference to t. Its size is bounded by what is bounded
-// elsewhere: slots, one R2T at a time for each command, maxPendingAnswers. mu is held.
+// elsewhere: slots, a command's data are asked for once, maxPendingAnswers. mu is held.
 func (s *Session) enqueue(h *Header, data []byte, t *task) {
 	h.SetDataLength(len(data))
 	if h.Opcode() != OpDataOut && h[0]&flagImmediate != 0 {

@@ -166,8 +166,10 @@ func (s *Session) complete(t *task, h *Header, status byte) error {
 	return nil
 }
 
-// takeR2T queues the data that the target asks for; the sender writes it. One R2T at a time was
-// negotiated for each command. mu is held.
+// takeR2T queues the data that the target asks for; the sender writes it. Data sequences in order were
+// negotiated, so each R2T begins where the one before ended: no byte is asked for twice, and what a
+// command may queue is bounded by its length. Whether the one before was served cannot be asked here: its
+// answer may come before the writer is back from the socket. mu is held.
 func (s *Session) takeR2T(h *Header) error {
 	t := s.lookup(h.TaskTag())
 	offset, length := int(h.Word(40)), int(h.Word(44))
@@ -176,13 +178,13 @@ func (s *Session) takeR2T(h *Header) error {
 		return fmt.Errorf("%w: R2T for nothing", ErrProtocol)
 	case t.over:
 		return nil
-	case t.owed > 0 || h.Word(36) != t.r2tSN || h.Word(20) == reservedTag:
-		return fmt.Errorf("%w: R2T %d, expected %d, %d PDUs of the former are owed", ErrProtocol, h.Word(36), t.r2tSN, t.owed)
-	case length == 0 || length > s.par.maxBurst || offset > len(t.cmd.Out) || length > len(t.cmd.Out)-offset:
-		return fmt.Errorf("%w: R2T for %d bytes at %d of a command with %d", ErrProtocol, length, offset, len(t.cmd.Out))
+	case h.Word(36) != t.r2tSN || h.Word(20) == reservedTag:
+		return fmt.Errorf("%w: R2T %d, expected %d", ErrProtocol, h.Word(36), t.r2tSN)
+	case length == 0 || length > s.par.maxBurst || offset != t.out || length > len(t.cmd.Out)-offset:
+		return fmt.Errorf("%w: R2T for %d bytes at %d of a command with %d, %d of them sent", ErrProtocol, length, offset, len(t.cmd.Out), t.out)
 	}
 	t.r2tSN++
-	t.owed = s.enqueueData(t, h.Word(20), offset, offset+length)
+	s.enqueueData(t, h.Word(20), offset, offset+length)
 	s.wakeSender()
 	return nil
 }

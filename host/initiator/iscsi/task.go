@@ -40,7 +40,7 @@ type task struct {
 	in     int    // bytes of Data-In received
 	dataSN uint32 // next Data-In
 	r2tSN  uint32 // next R2T
-	owed   int    // queued PDUs that answer the current R2T
+	out    int    // bytes of Out queued or sent: where the next R2T must begin
 
 	done chan struct{}
 }
@@ -90,9 +90,7 @@ func (s *Session) finish(t *task, err error) {
 
 // release drops t's reference by one queued PDU. mu is held.
 func (s *Session) release(t *task) {
-	if t.refs--; t.owed > 0 {
-		t.owed--
-	}
+	t.refs--
 	if t.over && t.refs == 0 {
 		s.finish(t, t.err)
 	}

@@ -117,7 +117,8 @@ func (s *Session) enqueueCommand(t *task) {
 }
 
 // enqueueData queues the Data-Out PDUs that carry Out[from:to] as one sequence. mu is held.
-func (s *Session) enqueueData(t *task, transferTag uint32, from, to int) (pdus int) {
+func (s *Session) enqueueData(t *task, transferTag uint32, from, to int) {
+	t.out = to
 	for sn := uint32(0); from < to; sn++ {
 		n := min(to-from, s.par.maxSend)
 		var h Header
@@ -132,9 +133,7 @@ func (s *Session) enqueueData(t *task, transferTag uint32, from, to int) (pdus i
 		h.SetWord(40, uint32(from))
 		s.enqueue(&h, t.cmd.Out[from:from+n], t)
 		from += n
-		pdus++
 	}
-	return pdus
 }
 
 // Task management functions (RFC 7143 11.5.1) and their responses (11.6.1).
