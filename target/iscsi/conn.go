@@ -23,6 +23,7 @@ type conn struct {
 	full    atomic.Bool
 
 	firstCmdSN uint32
+	cid        uint16
 	text       textState
 	heard      atomic.Int64 // when a PDU came last, in nanoseconds of time.Now().UnixNano()
 	workers    sync.WaitGroup
@@ -308,10 +309,13 @@ func (c *conn) logout(h *header) error {
 	r[0], r[1] = opLogoutResp, 0x80
 	r.put32(16, h.itt())
 	response := byte(0)
-	if reason := h[1] & 0x7F; reason == 2 {
-		response = 2 // connection recovery needs a higher error recovery level
-	} else if reason > 2 {
+	switch reason, cid := h[1]&0x7F, uint16(h[20])<<8|uint16(h[21]); {
+	case reason > 2:
 		return c.rejectNow(h, rejectBadField)
+	case reason != 0 && cid != c.cid:
+		response = 1 // there is no such connection
+	case reason == 2:
+		response = 2 // connection recovery needs a higher error recovery level
 	}
 	r[2] = response
 	r[41] = byte(c.params.time2Wait)

@@ -205,7 +205,7 @@ func (l *login) header(h *header, csg byte) error {
 		l.tsih = binary.BigEndian.Uint16(h[14:])
 		l.cid = binary.BigEndian.Uint16(h[20:])
 		l.stage = csg
-		l.c.firstCmdSN = h.cmdSN()
+		l.c.firstCmdSN, l.c.cid = h.cmdSN(), l.cid
 		return nil
 	}
 	if [6]byte(h[8:14]) != l.isid || binary.BigEndian.Uint16(h[14:]) != l.tsih || binary.BigEndian.Uint16(h[20:]) != l.cid {

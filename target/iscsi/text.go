@@ -79,7 +79,9 @@ func (c *conn) textAnswer(pairs []pair) (b []byte) {
 		case p.key == "SendTargets":
 			b = c.sendTargets(b, p.value)
 		case p.key == "MaxRecvDataSegmentLength":
+			c.send.mu.Lock() // workers look at it when they answer
 			c.params.negotiate(p.key, p.value)
+			c.send.mu.Unlock()
 		case identityKey(p.key):
 		default:
 			if _, known := keyRules[p.key]; known {
