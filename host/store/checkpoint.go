@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -30,9 +31,10 @@ const (
 type checkpointCall struct{ err error }
 
 // Checkpoint packs all that was acknowledged before the call and writes a checkpoint.
-func (st *Store) Checkpoint(ctx context.Context) error { return st.checkpoint(ctx) }
+func (st *Store) Checkpoint(ctx context.Context) error { return st.checkpoint(ctx, false) }
 
-func (st *Store) checkpoint(ctx context.Context) error {
+// checkpoint asks the packer for a checkpoint. The last one is Close's.
+func (st *Store) checkpoint(ctx context.Context, last bool) error {
 	st.mu.Lock()
 	for st.needed != nil { // one that began before may not hold what the caller means
 		before := st.needed
@@ -41,9 +43,9 @@ func (st *Store) checkpoint(ctx context.Context) error {
 			return err
 		}
 	}
-	if st.err != nil {
+	if err := st.err; err != nil || st.closed && !last {
 		st.mu.Unlock()
-		return st.err
+		return cmp.Or(err, ErrClosed)
 	}
 	call := new(checkpointCall)
 	st.needed = call

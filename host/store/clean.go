@@ -28,7 +28,7 @@ func (st *Store) maintain(ctx context.Context) error {
 	if due == 0 {
 		due = max(64, 8*st.ckptSegments)
 	}
-	busy := st.recovering
+	busy := st.recovering || st.closed // Close gives unused segment numbers back: none may be taken behind it
 	allocated := int64(len(st.segs)+st.ckptSegments+spareSegments) * SegmentBytes
 	tight := allocated*100 > st.opt.CapacityBytes*fullPercent
 	st.mu.RUnlock()

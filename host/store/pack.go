@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/ledge-storage/ledge/host/dedup"
+	"github.com/ledge-storage/ledge/target"
 )
 
 // The packer is one goroutine. It takes durable batches in the log's order, fingerprints and
@@ -410,16 +411,18 @@ func (st *Store) roomFor(ctx context.Context, n, entry int, before position) err
 // allocate takes the next segment number, reserving more of them on the journal LUN as needed.
 func (st *Store) allocate(ctx context.Context) (uint32, error) {
 	n := st.nextSegment
-	if n >= maxSegments || int64(n+1)*SegmentBytes > st.opt.Segments.Size() {
-		return 0, fmt.Errorf("segment number %d: the segment LUN's numbers are used up", n)
+	if n >= st.numbers {
+		return 0, fmt.Errorf("segment number %d: the segment LUN's numbers are used up: %w", n, target.ErrNoSpace)
 	}
 	if n >= st.reserved {
-		reserve := uint32(min(n+reserveStep, maxSegments))
+		reserve := min(n+st.step, st.numbers)
 		if err := st.writeSuper(ctx, func(s *superblock) { s.reserved = reserve }); err != nil {
 			return 0, err
 		}
 		st.reserved = reserve
 	}
+	st.mu.Lock()
 	st.nextSegment++
+	st.mu.Unlock()
 	return n, nil
 }

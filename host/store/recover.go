@@ -22,7 +22,9 @@ import (
 // A crash at any point repeats this from the same superblock contents, or finds them complete.
 func (st *Store) recover(ctx context.Context) error {
 	old := st.super
-	reserve := uint32(min(old.reserved+reserveStep, maxSegments))
+	st.numbers = uint32(min(st.opt.Segments.Size()/SegmentBytes, maxSegments))
+	st.step = max(4, min(reserveStep, st.numbers/1024))
+	reserve := max(old.reserved, min(old.reserved+st.step, st.numbers))
 	if err := st.writeSuper(ctx, func(s *superblock) { s.epoch++; s.reserved = reserve }); err != nil {
 		return err
 	}
@@ -40,7 +42,7 @@ func (st *Store) recover(ctx context.Context) error {
 	st.wg.Go(st.packLoop)
 	st.wg.Go(st.sealLoop)
 	if applied > 0 || len(st.queue) > 0 {
-		err = st.checkpoint(ctx)
+		err = st.checkpoint(ctx, false)
 	} else {
 		if err = st.writeSuper(ctx, func(s *superblock) { st.journalStart(s) }); err == nil {
 			err = st.free(ctx, st.condemned)

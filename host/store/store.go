@@ -64,7 +64,8 @@ type Options struct {
 const (
 	maxRecordBytes   = 4 << 20
 	journalPipeline  = 4  // records on their way to the journal LUN
-	reserveStep      = 64 // segment numbers reserved by one superblock write
+	reserveStep      = 64 // most segment numbers reserved by one superblock write, and lost by one crash
+	numbersKept      = 8  // steps of numbers kept back, for checkpoints and openings, when they run out
 	mostZeroRanges   = 1024
 	smallZero        = 64 // blocks: shorter zeroed ranges are kept block by block
 	stripesAtOnce    = 4
@@ -124,6 +125,8 @@ type Store struct {
 	uuid      [16]byte
 	epoch     uint64
 	ringSize  uint64
+	numbers   uint32        // segment numbers that the LUN has, 0 included
+	step      uint32        // how many of them are reserved at once
 	super     superblock    // read and changed by writeSuper only
 	superTurn chan struct{} // one: whose turn it is
 
@@ -170,7 +173,7 @@ type Store struct {
 	// Owned by the packer.
 	open        *builder
 	lastSegment uint32 // of the log
-	nextSegment uint32
+	nextSegment uint32 // written with mu held, because admit reads it
 	reserved    uint32 // numbers below may be used
 	sinceCkpt   int    // segments opened since the checkpoint
 	tables      tableCache
@@ -277,7 +280,13 @@ func (st *Store) Close(ctx context.Context) error {
 	err := st.wait(ctx, func() bool { return len(st.current.ops) == 0 && len(st.inflight) == 0 })
 	st.mu.Unlock()
 	if err == nil {
-		err = st.checkpoint(ctx)
+		err = st.checkpoint(ctx, true)
+	}
+	if err == nil { // nothing uses numbers any more: none is lost by a clean end
+		st.mu.RLock()
+		next := st.nextSegment
+		st.mu.RUnlock()
+		err = st.writeSuper(ctx, func(s *superblock) { s.reserved = next })
 	}
 	st.stop()
 	if err != nil {

@@ -342,3 +342,35 @@ func TestCleaner(t *testing.T) {
 	}
 	must(t, st.Close(context.Background()))
 }
+
+// On a LUN with few segment numbers, openings don't eat them up, and when they run out writes are
+// refused, reads are not, and the store still opens.
+func TestFewNumbers(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	sh.segments.size = 128 * SegmentBytes
+	st := open(t, sh.options())
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	must(t, volume(t, st, "a").Write(ctx, 0, text(1, 10)))
+	for range 20 {
+		must(t, st.Close(ctx))
+		st = open(t, sh.options())
+	}
+	v := volume(t, st, "a")
+	for n := uint64(0); err == nil; n++ {
+		err = v.Write(ctx, 100, noise(n, 256))
+		if n > 2000 {
+			t.Fatal("no end")
+		}
+	}
+	if !errors.Is(err, target.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	for range 3 {
+		wantBlocks(t, v, 0, text(1, 10))
+		st.stop()
+		st = open(t, sh.options())
+		v = volume(t, st, "a")
+	}
+	must(t, st.Close(ctx))
+}

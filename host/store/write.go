@@ -189,6 +189,9 @@ func (st *Store) admit(v *Volume, ops []op) error {
 	if st.full || int64(len(st.segs)+st.ckptSegments+spareSegments)*SegmentBytes+st.buffered >= st.opt.CapacityBytes {
 		return fmt.Errorf("store: %d segments: %w", len(st.segs), target.ErrNoSpace)
 	}
+	if st.nextSegment+numbersKept*st.step >= st.numbers {
+		return fmt.Errorf("store: segment number %d of %d: the LUN's numbers are used up: %w", st.nextSegment, st.numbers, target.ErrNoSpace)
+	}
 	for i := range ops {
 		if ops[i].kind != opWrite {
 			continue
