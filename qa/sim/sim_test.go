@@ -48,7 +48,7 @@ func TestSeeds(t *testing.T) {
 		"cut in an update": total.CutsInApply, "cut in a flush": total.CutsInFlush, "cut in replay": total.CutsInReplay,
 		"member lost": total.MembersLost, "rot": total.RottenBlocks, "takeover": total.Takeovers, "full pool": total.NoSpace,
 		"replayed update": int(total.Shelf.ReplayedUpdates), "stall": int(total.Shelf.Stalls)} {
-		if count == 0 && n >= 300 {
+		if count == 0 && n >= 1500 {
 			t.Errorf("no %s in %d seeds", what, n)
 		}
 	}

@@ -35,7 +35,8 @@ const (
 	dataStrips   = 2
 	parityStrips = 2
 	memberSlots  = 24
-	regionBytes  = 2 << 20
+	regionBytes  = 352 * blockBytes
+	updateBytes  = 64 * blockBytes
 	extentBlocks = 128 // two stripes
 	blockBytes   = raid.BlockBytes
 	driveBytes   = raid.DataOffset + memberSlots*raid.SlotBytes
@@ -433,7 +434,7 @@ func (w *world) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := nvram.Format(&region{w.regions[0], w}, w.area(), nvram.FormatOptions{ID: logID(w), Epoch: w.epoch}); err != nil {
+	if err := nvram.Format(&region{w.regions[0], w}, w.area(), nvram.FormatOptions{ID: logID(w), Epoch: w.epoch, UpdateBytes: updateBytes}); err != nil {
 		return err
 	}
 	l, err := nvram.Open(ctx, &region{w.regions[0], w}, w.area(), w.nvramOptions())
@@ -535,7 +536,7 @@ func (w *world) formatOther(next uint64) error {
 	if w.taking {
 		return nil
 	}
-	err := nvram.Format(&region{w.regions[1-w.current], w}, w.area(), nvram.FormatOptions{ID: logID(w), Epoch: w.epoch + 1, FirstLSN: next})
+	err := nvram.Format(&region{w.regions[1-w.current], w}, w.area(), nvram.FormatOptions{ID: logID(w), Epoch: w.epoch + 1, FirstLSN: next, UpdateBytes: updateBytes})
 	if err == nil {
 		w.epoch++
 		w.taking = true
