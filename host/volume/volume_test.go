@@ -11,6 +11,7 @@ import (
 
 	"github.com/ledge-storage/ledge/host/store"
 	"github.com/ledge-storage/ledge/target"
+	"github.com/ledge-storage/ledge/target/devicetest"
 	"go.uber.org/goleak"
 )
 
@@ -266,4 +267,10 @@ func TestRangeLockGivesUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	third()
+}
+
+// What the engines expect of every device.
+func TestDeviceContract(t *testing.T) {
+	_, d := device(t, 4<<20, 512)
+	devicetest.Run(t, d, 1)
 }
