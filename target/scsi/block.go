@@ -3,6 +3,7 @@ package scsi
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -133,28 +134,53 @@ func writeAtomic(t *Task) error {
 	return write_(t)
 }
 
-// orWrite is ORWRITE(16): the blocks become the bitwise or of what they were and the data.
+// orWriteBytes is how much of an ORWRITE is applied at once, orWriteTries how often others may
+// come between before the initiator is asked to try again.
+const (
+	orWriteBytes = 64 << 10
+	orWriteTries = 100
+)
+
+// orWrite is ORWRITE(16): the blocks become the bitwise or of what they were and the data. It
+// reads, computes, and has the device compare and write, so that no write of others is lost and
+// no lock is held across I/O.
 func orWrite(t *Task) error {
-	out, n := t.whole()
-	if n == 0 {
-		return nil
-	}
-	t.unit.atomics.Lock()
-	defer t.unit.atomics.Unlock()
+	out, _ := t.whole()
+	old, next := GetBuffer(orWriteBytes), GetBuffer(orWriteBytes)
+	defer old.Release()
+	defer next.Release()
 	lba := t.lba
 	for _, s := range out {
-		b := GetBuffer(len(s))
-		if err := t.unit.dev.Read(t.ctx, lba, [][]byte{b.B}); err != nil {
-			b.Release()
+		for len(s) > 0 {
+			n := min(len(s), orWriteBytes)
+			if err := t.orPiece(lba, s[:n], old.B[:n], next.B[:n]); err != nil {
+				return err
+			}
+			lba += uint64(n) / uint64(t.info.BlockBytes)
+			s = s[n:]
+		}
+	}
+	if t.CDB[1]&0x08 != 0 && len(out) > 0 { // FUA
+		return t.unit.dev.Flush(t.ctx)
+	}
+	return nil
+}
+
+func (t *Task) orPiece(lba uint64, data, old, next []byte) error {
+	for range orWriteTries {
+		if err := t.unit.dev.Read(t.ctx, lba, [][]byte{old}); err != nil {
 			return err
 		}
-		for i := range s {
-			s[i] |= b.B[i]
+		for i := range data {
+			next[i] = old[i] | data[i]
 		}
-		b.Release()
-		lba += uint64(len(s)) / uint64(t.info.BlockBytes)
+		err := t.unit.dev.CompareAndWrite(t.ctx, lba, old, next)
+		var miss *target.MiscompareError
+		if !errors.As(err, &miss) {
+			return err
+		}
 	}
-	return t.unit.dev.Write(t.ctx, t.lba, out, t.CDB[1]&0x08 != 0)
+	return target.ErrBusy
 }
 
 func decodeCompareAndWrite(t *Task) error {
@@ -186,8 +212,6 @@ func compareAndWrite(t *Task) error {
 	if err != nil {
 		return err
 	}
-	t.unit.atomics.Lock()
-	defer t.unit.atomics.Unlock()
 	half := len(data) / 2
 	return t.unit.dev.CompareAndWrite(t.ctx, t.lba, data[:half], data[half:])
 }

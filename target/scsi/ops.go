@@ -67,6 +67,7 @@ func operations() []op {
 		read  = opReads | opMedium
 		write = opWrites | opMedium
 		admin = opAnyHolder | opStandby
+		long  = opSlow // may go over the whole unit: not on the reader's time
 		prIn  = opAnyHolder | opNoDevice
 		prOut = opAnyHolder | opSlow // waits for the store and for aborted tasks
 	)
@@ -87,9 +88,9 @@ func operations() []op {
 		{0x2E, noAction, usageWV10, write, decodeWrite, writeAndVerify},
 		{0xAE, noAction, usageWV12, write, decodeWrite, writeAndVerify},
 		{0x8E, noAction, usageWV16, write, decodeWrite, writeAndVerify},
-		{0x2F, noAction, usageWV10, read, decodeVerify, verify},
-		{0xAF, noAction, usageWV12, read, decodeVerify, verify},
-		{0x8F, noAction, usageWV16, read, decodeVerify, verify},
+		{0x2F, noAction, usageWV10, read | long, decodeVerify, verify},
+		{0xAF, noAction, usageWV12, read | long, decodeVerify, verify},
+		{0x8F, noAction, usageWV16, read | long, decodeVerify, verify},
 		{0x8B, noAction, usageRead16, write, decodeWrite, orWrite},
 		{0x9C, noAction, []byte{0x9C, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}, write, decodeWriteAtomic, writeAtomic},
 		{0x89, noAction, []byte{0x89, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x00, 0x00, 0xFF, 0x1F, 0x04}, write, decodeCompareAndWrite, compareAndWrite},
@@ -97,10 +98,10 @@ func operations() []op {
 		{0x90, noAction, usageSync16, read | opNoDevice, decodeExtent, preFetch},
 		{0x35, noAction, usageSync10, write, decodeSync, synchronizeCache},
 		{0x91, noAction, usageSync16, write, decodeSync, synchronizeCache},
-		{0x41, noAction, usageWS10, write, decodeWriteSame, writeSame},
-		{0x93, noAction, usageWS16, write, decodeWriteSame, writeSame},
-		{0x42, noAction, []byte{0x42, 0x01, 0, 0, 0, 0, 0x1F, 0xFF, 0xFF, 0x04}, write, decodeUnmap, unmap},
-		{0x9E, 0x12, usageAlloc16, read, decodeMappings, getLBAStatus},
+		{0x41, noAction, usageWS10, write | long, decodeWriteSame, writeSame},
+		{0x93, noAction, usageWS16, write | long, decodeWriteSame, writeSame},
+		{0x42, noAction, []byte{0x42, 0x01, 0, 0, 0, 0, 0x1F, 0xFF, 0xFF, 0x04}, write | long, decodeUnmap, unmap},
+		{0x9E, 0x12, usageAlloc16, read | long, decodeMappings, getLBAStatus},
 		{0x25, noAction, []byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opMedium | opNoDevice, nil, readCapacity10},
 		{0x9E, 0x10, []byte{0x9E, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opAnyHolder | opMedium | opNoDevice, nil, readCapacity16},
 
