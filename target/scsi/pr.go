@@ -301,30 +301,37 @@ func prOutRun(body func(*prOut) error) func(*Task) error {
 		if err != nil {
 			return err
 		}
-		u := t.unit
-		u.prMu.Lock()
-		defer u.prMu.Unlock()
-		p := &prOut{
-			t: t, r: t.prState(), list: list, flags: list[20],
-			key: binary.BigEndian.Uint64(list), action: binary.BigEndian.Uint64(list[8:]),
-		}
-		p.me = p.r.find(t.Nexus)
-		if err := body(p); err != nil {
-			return err
-		}
-		if err := u.put(p.r); err != nil {
+		p, err := prChange(t, list, body)
+		if err != nil {
 			return err
 		}
 		for _, f := range p.attentions {
 			f()
 		}
+		// Without prMu: what is waited for may be a PERSISTENT RESERVE OUT that waits for it.
 		if len(p.abort) > 0 {
-			u.abort(func(o *Task) bool {
+			t.unit.abort(func(o *Task) bool {
 				return o != t && slices.ContainsFunc(p.abort, func(g registration) bool { return g.is(o.Nexus) })
 			})
 		}
 		return nil
 	}
+}
+
+// prChange computes the next state and puts it in place.
+func prChange(t *Task, list []byte, body func(*prOut) error) (*prOut, error) {
+	u := t.unit
+	u.prMu.Lock()
+	defer u.prMu.Unlock()
+	p := &prOut{
+		t: t, r: t.prState(), list: list, flags: list[20],
+		key: binary.BigEndian.Uint64(list), action: binary.BigEndian.Uint64(list[8:]),
+	}
+	p.me = p.r.find(t.Nexus)
+	if err := body(p); err != nil {
+		return nil, err
+	}
+	return p, u.put(p.r)
 }
 
 // tell queues an attention for the nexuses of g, once the change is durable.

@@ -370,3 +370,55 @@ func FuzzCDB(f *testing.F) {
 		}
 	})
 }
+
+// held is a device whose writes wait for their context, then for leave.
+type held struct {
+	target.Device
+	in    chan struct{}
+	leave chan struct{}
+}
+
+func (h *held) Write(ctx context.Context, _ uint64, _ [][]byte, _ bool) error {
+	h.in <- struct{}{}
+	<-ctx.Done()
+	<-h.leave
+	return ctx.Err()
+}
+
+// TestPreemptAndAbort: both preempt each other at once while a write of each runs; nobody waits for
+// ever, one wins, and neither returns while a write of the other runs.
+func TestPreemptAndAbort(t *testing.T) {
+	m, err := mem.New(mem.Options{Bytes: 1 << 20, Name: "held"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := &held{Device: m, in: make(chan struct{}, 2), leave: make(chan struct{})}
+	tgt := NewTarget("iqn.2026-11.io.ledge:test", Options{})
+	if err := tgt.Attach(0, dev, UnitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a, b := connect(tgt, "a", 1), connect(tgt, "b", 1)
+	run(a, 0, 0, prList(0, 0xA, 0), prOutCDB(0, 0)...)
+	run(b, 0, 0, prList(0, 0xB, 0), prOutCDB(0, 0)...)
+	writes := make(chan answer, 2)
+	for _, n := range []*Nexus{a, b} {
+		go func() { writes <- run(n, 0, 0, block, wrOne...) }()
+		<-dev.in
+	}
+	preempts := make(chan answer, 2)
+	go func() { preempts <- run(a, 0, 0, prList(0xA, 0xB, 0), prOutCDB(5, prWriteRegistrants)...) }()
+	go func() { preempts <- run(b, 0, 0, prList(0xB, 0xA, 0), prOutCDB(5, prWriteRegistrants)...) }()
+	loser := <-preempts // has nothing to wait for
+	if loser.status == StatusGood {
+		t.Error("a preemption is done while the other's write runs")
+	}
+	close(dev.leave)
+	if winner := <-preempts; winner.status != StatusGood {
+		t.Errorf("nobody won: %+v", winner)
+	}
+	// The preempted write ends; the winner's own ends with its nexus.
+	<-writes
+	a.Close()
+	b.Close()
+	<-writes
+}

@@ -93,8 +93,7 @@ type Task struct {
 
 	waits      bool // was put in the task set behind a task that must end first
 	aborted    atomic.Bool
-	abortedBy  uint64 // guarded by unit.mu
-	prev, next *Task  // guarded by unit.mu
+	prev, next *Task // guarded by unit.mu
 }
 
 // Reset makes t as good as new. It must not be in a task set.
@@ -114,7 +113,6 @@ func (t *Task) Reset() {
 	t.Sense = nil
 	t.Status = 0
 	t.lba, t.blocks = 0, 0
-	t.abortedBy = 0
 	t.waits = false
 	t.Attribute = Untagged
 	t.aborted.Store(false)

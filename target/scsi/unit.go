@@ -175,7 +175,6 @@ func (u *unit) abort(match func(*Task) bool) (count int) {
 	}
 	var waiting []waiter
 	u.mu.Lock()
-	generation := abortGeneration.Add(1)
 	for t := u.first; t != nil; t = t.next {
 		if !match(t) {
 			continue
@@ -184,7 +183,6 @@ func (u *unit) abort(match func(*Task) bool) (count int) {
 		if !t.aborted.Swap(true) {
 			t.ctx.cancel()
 		}
-		t.abortedBy = generation
 		if t.state == taskWaiting {
 			waiting = append(waiting, waiter{t.Aborter, t.Tag})
 		}
@@ -192,7 +190,7 @@ func (u *unit) abort(match func(*Task) bool) (count int) {
 	if count > 0 {
 		u.left.Broadcast() // for those that wait for their turn
 	}
-	for u.running(generation) {
+	for u.ending(match) {
 		u.left.Wait()
 	}
 	u.mu.Unlock()
@@ -202,12 +200,10 @@ func (u *unit) abort(match func(*Task) bool) (count int) {
 	return count
 }
 
-// abortGeneration names a call of abort, so that it waits for its own tasks only.
-var abortGeneration atomic.Uint64
-
-func (u *unit) running(generation uint64) bool {
+// ending says whether a task that match picks was aborted and still runs. unit.mu is held.
+func (u *unit) ending(match func(*Task) bool) bool {
 	for t := u.first; t != nil; t = t.next {
-		if t.abortedBy == generation && t.state == taskRunning {
+		if t.state == taskRunning && t.aborted.Load() && match(t) {
 			return true
 		}
 	}
