@@ -12,6 +12,14 @@
 // a worker for each other command (at most as many as the command window is wide). The server has
 // one more, which pings idle initiators and drops silent ones. All end before Close returns.
 //
+// # Limits
+//
+// A session has one connection, error recovery level 0 and data in order, so that nothing is kept
+// to be sent again: SNACK is rejected, a lost data segment fails its command, a wrong header digest
+// ends the connection. Markers, bidirectional commands and ACA are not offered. Memory is bounded
+// by Options: Memory for the data of commands, 1 MiB of answers and at most 256 KiB of read
+// buffer for each connection.
+//
 // # Order of locks
 //
 // Server.mu, then conn.mu, then sendQueue.mu. None is held while a device is called or a

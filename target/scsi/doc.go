@@ -19,7 +19,14 @@
 // Any number of tasks are between 1 and 4 at once. Task.NeverBlocks says whether Run may be
 // called on the goroutine that reads the connection.
 //
+// # Limits
+//
+// Not served, and answered as the standard asks: protection information, anchored blocks, SANITIZE,
+// FORMAT UNIT, LOG SENSE, EXTENDED COPY by LID4 and by token, ACA, and TASK ABORTED status (TAS).
+//
 // # Locks
 //
 // Target.mu is taken before unit.mu; itl.mu is a leaf. None is held across a call of a Device.
+// unit.prMu, taken before unit.mu, serialises PERSISTENT RESERVE OUT and is held while a
+// ReservationStore saves.
 package scsi
