@@ -106,7 +106,7 @@ func (l *Lab) addMember(n int) error {
 // so the file is also truncated to nothing: every read beyond fails.
 func (l *Lab) RemoveMember(n int) error {
 	if l.Enclosure != nil && l.Enclosure.Running() {
-		if err := l.tgtadm("--op", "delete", "--mode", "logicalunit", "--tid", "1", "--lun", strconv.Itoa(n), "--force"); err != nil {
+		if err := l.tgtadm("--op", "delete", "--mode", "logicalunit", "--tid", "1", "--lun", strconv.Itoa(n)); err != nil {
 			return err
 		}
 	}
