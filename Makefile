@@ -46,8 +46,8 @@ conformance: ## libiscsi's and our own conformance tests against the target engi
 bench: ## the table of speeds, against tgtd, gotgt and a loopback floor
 	$(GO) run ./qa/bench
 
-sim: ## crash and network simulation, with more seeds than make test has
-	$(GO) test -count=1 -timeout 30m ./qa/sim -args -long
+sim: ## crash and network simulation: SEEDS (default 20000), more than make test has
+	$(GO) test -count=1 -timeout 30m ./qa/sim -args -seeds $(or $(SEEDS),20000)
 
 fuzz: ## each fuzz test for FUZZTIME (default 30s)
 	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
