@@ -237,13 +237,13 @@ func (l *Log) witness(call func(context.Context) error) error {
 	return call(ctx)
 }
 
-// status in one word.
+// status in one word. In sync is said only when the members say so too: who reads it may order a takeover.
 func (l *Log) status() MirrorStatus {
 	p := &l.partner
 	switch {
 	case l.err != nil:
 		return MirrorFailed
-	case p.session != nil && !p.synced, p.solo && p.joining:
+	case p.session != nil && !p.synced, p.solo && p.joining, p.leave:
 		return MirrorResync
 	case p.solo:
 		return MirrorSolo

@@ -31,7 +31,7 @@ var only = map[string]string{
 	"github.com/u-root/gobusybox":       "image",
 	"github.com/spf13/cobra":            "host/ledge",
 	"github.com/vishvananda/netns":      "firmware/network",
-	"github.com/anishathalye/porcupine": "qa, nvram, raid, firmware/ha, host/store",
+	"github.com/anishathalye/porcupine": "qa, target, nvram, raid, firmware/ha, host/store",
 }
 
 // topLevel is the fixed list of directories that hold packages.
