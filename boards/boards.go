@@ -18,6 +18,7 @@
 //	kernel_args           arguments of the kernel's command line that the board always needs
 //	modules               kernel modules in load order; dependencies are found, soft dependencies listed here
 //	config.kind, .name    where the controller's configuration comes from: "fw_cfg" and the file's name there
+//	config.disk_modules   optional: modules for reading it from the boot disk (image/disk.go) where it is not there
 //	nvram.kind, .path     "pmem", "dax", "ssd" or "file", and its device
 //	links.management      the NIC of portal and API: PCI or MAC address, address of each controller, gateway
 //	links.partner         the NIC of the mirror link: the two addresses differ and share a network
@@ -67,6 +68,9 @@ type Config struct {
 	// Kind is "fw_cfg": a file that the hypervisor passes in.
 	Kind string `json:"kind"`
 	Name string `json:"name"`
+	// DiskModules are loaded when the configuration is not there and is looked for on the boot disk: drivers
+	// of the disk and of FAT.
+	DiskModules []string `json:"disk_modules,omitempty"`
 }
 
 // NVRAM says what holds the log.

@@ -43,6 +43,8 @@ func TestWrongFieldIsNamed(t *testing.T) {
 		{"modules", `[]`, `modules:`},
 		{"modules", `["sg","sd-mod"]`, `modules[1]: "sd-mod"`},
 		{"modules", `["sg","sg"]`, `modules[1]: "sg": listed twice`},
+		{"config.disk_modules", `["nvme","x y"]`, `config.disk_modules[1]: "x y"`},
+		{"config.disk_modules", `["nvme","nvme"]`, `config.disk_modules[1]: "nvme": listed twice`},
 		{"config.kind", `"http"`, `config.kind: "http"`},
 		{"config.name", `"etc/passwd"`, `config.name:`},
 		{"nvram.kind", `"core"`, `nvram.kind: "core"`},

@@ -84,9 +84,14 @@ func (b *Board) checkModules(c *complaints) {
 	if len(b.Modules) == 0 {
 		c.add("modules", "at least one is needed")
 	}
+	checkModuleNames(c, "modules", b.Modules)
+	checkModuleNames(c, "config.disk_modules", b.Config.DiskModules)
+}
+
+func checkModuleNames(c *complaints, list string, modules []string) {
 	seen := map[string]bool{}
-	for i, m := range b.Modules {
-		field := fmt.Sprintf("modules[%d]", i)
+	for i, m := range modules {
+		field := fmt.Sprintf("%s[%d]", list, i)
 		if !moduleForm.MatchString(m) {
 			c.add(field, "%q: a module's name is lower case letters, digits and underscores", m)
 		}

@@ -3,6 +3,8 @@
 //
 //	build/image/vmlinuz        Debian's kernel, as it is in its package
 //	build/image/initramfs.zst  PID 1, the daemons, the boards' kernel modules, a busybox for the rescue shell
+//	build/image/ledge-BOARD.efi  with -disk: both and a command line as one program of UEFI
+//	build/image/ledge-BOARD.img  with -disk: the disk that a controller boots from, to be burnt
 //	build/image/manifest.json  what went in: versions, sizes, SHA-256 of each part
 //
 // It promises that the same inputs give the same bytes, wherever the tree lies and whenever it is built,
@@ -16,6 +18,8 @@
 //	busybox.go   u-root's commands in one binary, cached by what they are made of
 //	daemons.go   firmware/init and the daemons: ordinary CGO-free binaries
 //	archive.go   the parts in one fixed order, owner root, time 0 → cpio → zstd
+//	uki.go       systemd-boot's stub + command line + kernel + initramfs → a unified kernel image
+//	disk.go      a GPT disk: two slots for such an image, and a partition for the configuration
 //
 // # Decisions
 //
@@ -55,6 +59,8 @@ type Options struct {
 	Update bool
 	// Daemons are the packages, relative to Tree, whose binaries go to /bin.
 	Daemons []string
+	// Disk makes the unified kernel images and the disks, too.
+	Disk bool
 	// Say reports progress.
 	Say func(format string, args ...any)
 }
@@ -68,6 +74,7 @@ func main() {
 	flag.StringVar(&o.Cache, "cache", "build/cache", "what later builds reuse")
 	flag.StringVar(&o.Kernel, "kernel", "", "pin the kernel's version, 6.12.117 for instance; empty: the newest, then the same until -update")
 	flag.BoolVar(&o.Update, "update", false, "look for a newer kernel")
+	flag.BoolVar(&o.Disk, "disk", false, "make ledge-BOARD.img, the disk to burn, and ledge-BOARD.efi, too")
 	flag.Parse()
 	o.Boards, o.Daemons = split(*boardList), split(*daemons)
 	o.Say = func(format string, args ...any) {
@@ -123,7 +130,7 @@ func build(ctx context.Context, o Options) error {
 		if err != nil {
 			return err
 		}
-		wanted = append(wanted, b.Modules...)
+		wanted = append(append(wanted, b.Modules...), b.Config.DiskModules...)
 	}
 	// 2. The kernel, unpacked.
 	k, err := fetchKernel(ctx, o)
@@ -149,6 +156,14 @@ func build(ctx context.Context, o Options) error {
 	parts, err := writeImage(a, k, o)
 	if err != nil {
 		return err
+	}
+	// 7. What an administrator burns.
+	if o.Disk {
+		disks, err := writeDisks(ctx, k, o)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, disks...)
 	}
 	m := manifest{Kernel: k.version, Go: goVersion(), Boards: o.Boards, Parts: parts}
 	text, err := json.MarshalIndent(m, "", "  ")
