@@ -268,3 +268,23 @@ func fill(ctx context.Context, dev *initiator.Device, limit int64) (written int6
 	}
 	return written, nil
 }
+
+// TestHostileMirrorLink attacks the one port that the other tests cannot reach, as it listens on the partner
+// link only: form local has it on a unix socket. The controllers must stay in step.
+func TestHostileMirrorLink(t *testing.T) {
+	needMachine(t)
+	ctx := testContext(t, 4*time.Minute)
+	l := newLab(t, Options{Local: true, DriveBytes: 128 << 20, NVRAMBytes: 64 << 20})
+	fatal(t, l.StartShelf(ctx))
+	pids := [2]int{l.A.PID(), l.B.PID()}
+	r, err := hostile.Messages(ctx, hostile.Options{Network: "unix", Address: l.path("partner.sock"), Seed: hostileSeed, PDUs: hostilePDUs}, nil)
+	fatal(t, err)
+	t.Logf("%+v", r)
+	fatal(t, l.WaitMirrored(ctx))
+	if now := [2]int{l.A.PID(), l.B.PID()}; now != pids {
+		t.Errorf("a controller died: %v, then %v", pids, now)
+	}
+	if err := checkRoles(ctx, l); err != nil {
+		t.Error(err)
+	}
+}
