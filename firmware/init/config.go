@@ -1,10 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,7 +21,7 @@ const (
 	shelfdPath = "/bin/shelfd"
 	configPath = "/run/ledge/shelfd.json"
 	fwCfgRoot  = "/sys/firmware/qemu_fw_cfg/by_name"
-	// maxConfigBytes bounds what a hypervisor may hand us.
+	// maxConfigBytes bounds what a hypervisor or a disk may hand us.
 	maxConfigBytes = 1 << 20
 )
 
@@ -52,7 +53,8 @@ func parseArguments(cmdline string) arguments {
 }
 
 // board loads the board that the command line names. The board comes back with an error, too, when only
-// the controller's letter is wrong: the console and the modules work without it.
+// the controller's letter is wrong: the console and the modules work without it. Without a letter (a burnt image,
+// the same for both) the configuration has it.
 func (a arguments) board() (*boardFile, error) {
 	if a.Board == "" {
 		return nil, errors.New("ledge.board= is not on the kernel's command line")
@@ -61,47 +63,64 @@ func (a arguments) board() (*boardFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.Controller != "A" && a.Controller != "B" {
+	if a.Controller != "A" && a.Controller != "B" && a.Controller != "" {
 		return b, fmt.Errorf("ledge.controller=%q on the kernel's command line: a controller is A or B", a.Controller)
 	}
 	return b, nil
 }
 
-// config is shelfd's configuration, complete.
+// config is shelfd's configuration, complete, and which controller this is.
 type config struct {
-	path, summary string
+	path, summary, controller string
 }
 
-// readConfig fetches the configuration from where the board says, completes it and writes it to
-// configPath, readable by root only: it carries the shelf's secret.
-func readConfig(b *boardFile, controller string) (config, error) {
-	if controller != "A" && controller != "B" {
-		return config{}, errors.New("which controller this is, is unknown")
+// readConfig fetches the configuration from where the board says, else from the boot disk, completes it and
+// writes it to configPath, readable by root only: it carries the shelf's secret. The controller's letter comes
+// back with an error, too, where it is known: the links work without shelfd.
+func readConfig(ctx context.Context, con *console, b *boardFile, controller string) (c config, err error) {
+	if controller == "A" || controller == "B" {
+		c.controller = controller
 	}
-	from := filepath.Join(fwCfgRoot, b.Config.Name, "raw")
-	f, err := os.Open(from)
+	from := b.Config.Name + " from fw_cfg"
+	data, err := readBounded(filepath.Join(fwCfgRoot, b.Config.Name, "raw"))
+	if errors.Is(err, fs.ErrNotExist) {
+		data, from, err = readBootDisk(ctx, con, b)
+	}
+	if err == nil {
+		c.controller, err = controllerOf(data, controller)
+	}
 	if err != nil {
-		return config{}, fmt.Errorf("%s: %w", b.Config.Name, err)
+		return c, fmt.Errorf("%s: %w", from, err)
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	data, added, err := completeConfig(data, b, c.controller)
 	if err != nil {
-		return config{}, fmt.Errorf("%s: %w", b.Config.Name, err)
-	}
-	if len(data) > maxConfigBytes {
-		return config{}, fmt.Errorf("%s: larger than %d bytes", b.Config.Name, maxConfigBytes)
-	}
-	data, added, err := completeConfig(data, b, controller)
-	if err != nil {
-		return config{}, fmt.Errorf("%s: %w", b.Config.Name, err)
+		return c, fmt.Errorf("%s: %w", from, err)
 	}
 	if err := os.MkdirAll(filepath.Dir(configPath), 0o700); err != nil {
-		return config{}, err
+		return c, err
 	}
 	if err := os.WriteFile(configPath, data, 0o600); err != nil {
-		return config{}, err
+		return c, err
 	}
-	return config{path: configPath, summary: fmt.Sprintf("%s from fw_cfg; %s from the board", b.Config.Name, added)}, nil
+	c.path, c.summary = configPath, fmt.Sprintf("controller %s; %s; %s from the board", c.controller, from, added)
+	return c, nil
+}
+
+// controllerOf is the letter of the command line, else the configuration's.
+func controllerOf(data []byte, controller string) (string, error) {
+	if controller == "" {
+		var says struct {
+			Controller string `json:"controller"`
+		}
+		if err := json.Unmarshal(data, &says); err != nil {
+			return "", err
+		}
+		controller = says.Controller
+	}
+	if controller != "A" && controller != "B" {
+		return "", fmt.Errorf("controller: %q: a controller is A or B", controller)
+	}
+	return controller, nil
 }
 
 // completeConfig adds what the board knows and the configuration leaves out: controller, drives, nvram and

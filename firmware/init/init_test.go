@@ -193,11 +193,30 @@ func TestArguments(t *testing.T) {
 		{arguments{}, "ledge.board=", false},
 		{arguments{Board: "pdp-11", Controller: "A"}, "pdp-11", false},
 		{arguments{Board: "qemu-q35", Controller: "C"}, `"C"`, true},
-		{arguments{Board: "qemu-q35"}, "ledge.controller", true},
 	} {
 		b, err := c.a.board()
 		if err == nil || !strings.Contains(err.Error(), c.want) || (b != nil) != c.board {
 			t.Errorf("%+v: %v, %v", c.a, b != nil, err)
+		}
+	}
+}
+
+// TestControllerOf: the command line's letter counts; a burnt image has none, and the configuration says it.
+func TestControllerOf(t *testing.T) {
+	for _, c := range []struct{ data, boot, want string }{
+		{`{"controller":"A"}`, "", "A"},
+		{`{"controller":"B","colour":1}`, "", "B"},
+		{`{}`, "B", "B"},
+		{`{}`, "", ""},
+		{`{"controller":"a"}`, "", ""},
+		{`{"controller":7}`, "", ""},
+		{`{"controller":"A"}`, "C", ""},
+		{`{`, "", ""},
+		{``, "", ""},
+	} {
+		got, err := controllerOf([]byte(c.data), c.boot)
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%s, command line %q: %q, %v; want %q", c.data, c.boot, got, err, c.want)
 		}
 	}
 }

@@ -12,7 +12,7 @@
 //  2. board       ledge.board= and ledge.controller= of the command line; config.go
 //  3. modules     the board's, with their dependencies                  modules.go
 //  4. watchdog    armed as soon as its driver is there, fed till power off; watchdog.go
-//  5. config      fw_cfg, completed from the board → /run/ledge/shelfd.json; config.go
+//  5. config      fw_cfg, else the boot disk, completed from the board → /run/ledge/shelfd.json; config.go bootdisk.go
 //  6. links       loopback, management, partner                         (firmware/network)
 //  7. devices     NVRAM and drives appear                               devices.go
 //  8. shelfd      started, and started again                            supervise.go
@@ -84,7 +84,11 @@ func run(ctx context.Context) {
 
 	boot := bootArguments()
 	board, err := boot.board()
-	con.step("board", err, "%s, controller %s", boot.Board, boot.Controller)
+	who := boot.Controller
+	if who == "" {
+		who = "as its configuration says"
+	}
+	con.step("board", err, "%s, controller %s", boot.Board, who)
 	if board != nil {
 		con = openConsole(board.Console)
 		con.step("modules", nil, "%s", loadModules(con, board.Modules))
@@ -111,9 +115,9 @@ func prepareAndServe(ctx context.Context, con *console, boot arguments, board *b
 			con.say("broken: %v", r)
 		}
 	}()
-	cfg, err := readConfig(board, boot.Controller)
+	cfg, err := readConfig(ctx, con, board, boot.Controller)
 	con.step("config", err, "%s", cfg.summary)
-	con.step("links", bringUpLinks(ctx, con, board, boot.Controller))
+	con.step("links", bringUpLinks(ctx, con, board, cfg.controller))
 	con.step("devices", nil, "%s", waitForDevices(ctx, con, board))
 	if err != nil {
 		con.say("no shelfd without a configuration; press Enter for a rescue shell")
