@@ -50,7 +50,7 @@ func prepareMachine() (err error) {
 	}
 	for _, args := range [][]string{
 		{"build", "-trimpath", "-ldflags", "-s -w -buildid=", "-o", filepath.Join(build, "bin") + "/", "./firmware/shelfd", "./host/hostd", "./host/ledge"},
-		{"run", "./image", "-o", filepath.Join(build, "image")},
+		{"run", "./image", "-disk", "-o", filepath.Join(build, "image")},
 	} {
 		if args[0] == "build" {
 			if err := os.MkdirAll(filepath.Join(build, "bin"), 0o755); err != nil {

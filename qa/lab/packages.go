@@ -19,6 +19,8 @@ var needs = []struct{ path, debian string }{
 	{"iscsi-ls", "libiscsi-bin"},
 	{"xz", "xz-utils"},
 	{"mke2fs", "e2fsprogs"},
+	{"mcopy", "mtools"},
+	{"/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"},
 }
 
 // MissingPackages lists Debian's packages that the lab needs and the machine lacks.
