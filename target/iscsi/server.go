@@ -243,6 +243,8 @@ type Session struct {
 	TSIH uint16
 	// UnderWay is how many of its commands have not been answered.
 	UnderWay int
+	// Stats is what it has done so far.
+	Stats scsi.Stats
 }
 
 // Sessions returns the normal sessions, in no order.
@@ -253,7 +255,7 @@ func (s *Server) Sessions() []Session {
 	for k, ss := range s.sessions {
 		all = append(all, Session{
 			Target: k.target, Initiator: k.initiator, Peer: ss.conn.nc.RemoteAddr().String(),
-			TSIH: ss.tsih, UnderWay: int(ss.underWay.Load()),
+			TSIH: ss.tsih, UnderWay: int(ss.underWay.Load()), Stats: ss.nexus.Stats(),
 		})
 	}
 	return all

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -48,8 +49,7 @@ type Device struct {
 	locks [stripes]sync.RWMutex // page n is guarded by locks[n%stripes]
 	pages [][]byte
 
-	mu   sync.Mutex
-	held int64
+	held atomic.Int64
 }
 
 // New returns an empty device.
@@ -81,7 +81,10 @@ func New(o Options) (*Device, error) {
 	return &Device{info: i, limit: o.Limit, pages: make([][]byte, (o.Bytes+pageBytes-1)/pageBytes)}, nil
 }
 
-var _ target.Inline = (*Device)(nil)
+var (
+	_ target.Inline      = (*Device)(nil)
+	_ target.Provisioned = (*Device)(nil)
+)
 
 // NeverBlocks is true: memory is there.
 func (d *Device) NeverBlocks() bool { return true }
@@ -203,20 +206,28 @@ func (d *Device) allocate(off, n int64) error {
 }
 
 func (d *Device) take() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.limit != 0 && d.held+pageBytes > d.limit {
-		return false
+	for {
+		held := d.held.Load()
+		if d.limit != 0 && held+pageBytes > d.limit {
+			return false
+		}
+		if d.held.CompareAndSwap(held, held+pageBytes) {
+			return true
+		}
 	}
-	d.held += pageBytes
-	return true
 }
 
 // Held is the memory of all pages, in bytes.
-func (d *Device) Held() int64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.held
+func (d *Device) Held() int64 { return d.held.Load() }
+
+// Space implements target.Provisioned. The threshold is an eighth of the limit.
+func (d *Device) Space() target.Space {
+	held, most := uint64(max(d.Held(), 0)), uint64(len(d.pages))*pageBytes
+	if d.limit == 0 || uint64(d.limit) > most {
+		return target.Space{UsedBytes: held, AvailableBytes: most - min(held, most)}
+	}
+	most = uint64(d.limit)
+	return target.Space{UsedBytes: held, AvailableBytes: most - min(held, most), ThresholdBytes: most / 8}
 }
 
 // Unmap implements target.Device.
@@ -252,9 +263,7 @@ func (d *Device) zero(lba, blocks uint64) error {
 			}
 			if n == pageBytes || zeros(m) {
 				d.pages[page] = nil
-				d.mu.Lock()
-				d.held -= pageBytes
-				d.mu.Unlock()
+				d.held.Add(-pageBytes)
 			}
 		}
 		l.Unlock()

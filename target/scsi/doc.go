@@ -22,7 +22,7 @@
 // # Limits
 //
 // Not served, and answered as the standard asks: protection information, anchored blocks, SANITIZE,
-// FORMAT UNIT, LOG SENSE, EXTENDED COPY by LID4 and by token, ACA, and TASK ABORTED status (TAS).
+// FORMAT UNIT, LOG SELECT, EXTENDED COPY by LID4 and by token, ACA, and TASK ABORTED status (TAS).
 //
 // # Locks
 //

@@ -119,7 +119,11 @@ func (t *Task) vital(page byte) []byte {
 			return nil
 		}
 		// LBPU, LBPWS, LBPWS10, LBPRZ; thin.
-		b = append(b, 0, 0x80|0x40|0x20|0x04, 0x02, 0)
+		exponent := byte(0)
+		if t.unit.pool != nil {
+			exponent = thresholdExponent(t.info)
+		}
+		b = append(b, exponent, 0x80|0x40|0x20|0x04, 0x02, 0)
 	default:
 		return nil
 	}

@@ -11,6 +11,7 @@ const (
 
 // Page codes.
 const (
+	pageRecovery      = 0x01
 	pageCaching       = 0x08
 	pageControl       = 0x0A
 	pageInformational = 0x1C
@@ -27,6 +28,13 @@ func (t *Task) modePage(b []byte, page, sub, control byte) []byte {
 		bits = 0
 	}
 	switch {
+	case page == pageRecovery && sub == 0:
+		p := make([]byte, 12)
+		p[0], p[1] = pageRecovery, 10
+		if t.unit.pool != nil && control != 1 {
+			p[7] = 0x80 // LBPERE: crossing a threshold is told
+		}
+		return append(b, p...)
 	case page == pageCaching && sub == 0:
 		p := make([]byte, 20)
 		p[0], p[1] = pageCaching, 18
@@ -57,9 +65,24 @@ func (t *Task) modePage(b []byte, page, sub, control byte) []byte {
 	case page == pageInformational && sub == 0:
 		p := make([]byte, 12)
 		p[0], p[1] = pageInformational, 10
-		return append(b, p...)
+		return append(b, p...) // MRIE 0: there is no exception that could be reported
+	case page == pageInformational && sub == 2 && t.unit.pool != nil:
+		return t.thresholdPage(b, control)
 	}
 	return nil
+}
+
+// thresholdPage is the logical block provisioning page (SBC-3 6.5.9), which cannot be changed:
+// one descriptor, of the available resources falling below the device's threshold.
+func (t *Task) thresholdPage(b []byte, control byte) []byte {
+	p := make([]byte, 24)
+	p[0], p[1], p[3] = pageInformational|0x40, 2, byte(len(p)-4)
+	if sets := thresholdSets(t.unit.pool.Space().ThresholdBytes); control != 1 && sets > 0 {
+		p[16] = 0x80 // enabled, soft threshold, armed decrease
+		p[17] = logAvailable
+		binary.BigEndian.PutUint32(p[20:], sets)
+	}
+	return append(b, p...)
 }
 
 // modeSense is MODE SENSE(6) and (10) (SPC-4 6.13).
@@ -104,12 +127,16 @@ func modeSense(t *Task) error {
 		if sub != 0 && sub != 0xFF {
 			return badCDB(3, 7)
 		}
+		b = t.modePage(b, pageRecovery, 0, control)
 		b = t.modePage(b, pageCaching, 0, control)
 		b = t.modePage(b, pageControl, 0, control)
 		if sub == 0xFF {
 			b = t.modePage(b, pageControl, 1, control)
 		}
 		b = t.modePage(b, pageInformational, 0, control)
+		if sub == 0xFF && t.unit.pool != nil {
+			b = t.modePage(b, pageInformational, 2, control)
+		}
 	} else {
 		if sub == 0xFF {
 			first := t.modePage(b, page, 0, control)
@@ -117,8 +144,10 @@ func modeSense(t *Task) error {
 				return badCDB(2, 5)
 			}
 			b = first
-			if second := t.modePage(b, page, 1, control); second != nil {
-				b = second
+			for other := byte(1); other <= 2; other++ {
+				if next := t.modePage(b, page, other, control); next != nil {
+					b = next
+				}
 			}
 		} else {
 			next := t.modePage(b, page, sub, control)

@@ -16,17 +16,19 @@ type Nexus struct {
 	// RelativePort is the relative target port identifier.
 	RelativePort uint16
 
-	itls atomic.Pointer[map[*unit]*itl]
-	done atomic.Bool
+	itls  atomic.Pointer[map[*unit]*itl]
+	tally tally
+	done  atomic.Bool
 }
 
 // itl is what a nexus and a unit share: whether the one sees the other, and the attentions
 // queued for it.
 type itl struct {
-	nexus   *Nexus
-	unit    *unit
-	allowed atomic.Bool
-	pending atomic.Int32 // length of queue, to be read without the lock
+	nexus    *Nexus
+	unit     *unit
+	allowed  atomic.Bool
+	counters atomic.Pointer[counters] // made by the first command
+	pending  atomic.Int32             // length of queue, to be read without the lock
 
 	mu    sync.Mutex
 	queue [maxAttentions]asc
@@ -65,8 +67,11 @@ func (n *Nexus) Close() {
 	n.done.Store(true)
 	units := *n.itls.Load()
 	n.Target.mu.Unlock()
-	for u := range units {
+	for u, i := range units {
 		u.loseNexus(n)
+		if c := i.counters.Load(); c != nil {
+			u.tally.leave(c)
+		}
 	}
 }
 

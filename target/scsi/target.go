@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -55,6 +56,7 @@ type Target struct {
 	name string
 	opts Options
 	ops  *opTable
+	made time.Time
 
 	mu       sync.Mutex // guards changes of what follows; reads are of the atomic pointers
 	units    atomic.Pointer[map[uint64]*unit]
@@ -67,7 +69,7 @@ func NewTarget(name string, o Options) *Target {
 	if o.MaxTransferBytes == 0 {
 		o.MaxTransferBytes = 32 << 20
 	}
-	t := &Target{name: name, opts: o, ops: newOpTable()}
+	t := &Target{name: name, opts: o, ops: newOpTable(), made: time.Now()}
 	t.sessions.Store(&map[*Nexus]struct{}{})
 	t.units.Store(&map[uint64]*unit{})
 	t.groups.Store(&[]target.PortGroup{})
@@ -128,12 +130,21 @@ func (t *Target) Detach(lun uint64) error {
 		}
 	}
 	t.units.Store(&units)
+	var gone []*itl
 	for n := range *t.sessions.Load() {
+		if i := n.itl(u); i != nil {
+			gone = append(gone, i)
+		}
 		n.forget(u)
 	}
 	t.lunsChanged()
 	t.mu.Unlock()
 	u.remove()
+	for _, i := range gone {
+		if c := i.counters.Load(); c != nil {
+			i.nexus.tally.leave(c)
+		}
+	}
 	return nil
 }
 
@@ -144,12 +155,13 @@ func (t *Target) Changed(lun uint64) {
 	}
 }
 
-// SetInitiators changes who sees the unit; nil: all.
+// SetInitiators changes who sees the unit; nil: all. It returns when no command of an initiator that sees it no
+// more runs, or ever will: what such an initiator wrote is either there now or never will be.
 func (t *Target) SetInitiators(lun uint64, initiators []string) error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	u := (*t.units.Load())[lun]
 	if u == nil {
+		t.mu.Unlock()
 		return fmt.Errorf("scsi: set initiators of lun %d: %w", lun, ErrNoLUN)
 	}
 	u.setInitiators(initiators)
@@ -159,6 +171,8 @@ func (t *Target) SetInitiators(lun uint64, initiators []string) error {
 		}
 	}
 	t.lunsChanged()
+	t.mu.Unlock()
+	u.abort(func(t *Task) bool { return t.shutOut() })
 	return nil
 }
 

@@ -91,6 +91,8 @@ type Task struct {
 	sense  [maxSense]byte
 	ctx    *taskContext
 
+	started time.Duration // of Target.clock
+
 	waits      bool // was put in the task set behind a task that must end first
 	aborted    atomic.Bool
 	prev, next *Task // guarded by unit.mu
@@ -135,6 +137,7 @@ func (t *Task) NeverBlocks() bool {
 // Prepare looks at the CDB. It returns true when the task shall run after OutWanted bytes have
 // been gathered; false when it has ended, with Status and Sense. Either way Finish is due.
 func (t *Task) Prepare() bool {
+	t.started = t.Nexus.Target.clock()
 	t.op = t.Nexus.Target.ops.lookup(t.CDB[0], t.CDB[1])
 	if err := t.prepare(); err != nil {
 		t.end(err)
@@ -221,6 +224,9 @@ func (t *Task) checkUsage() error {
 	return nil
 }
 
+// shutOut says whether the nexus does not see the unit any more (SetInitiators).
+func (t *Task) shutOut() bool { return t.itl != nil && !t.itl.allowed.Load() }
+
 func (t *Task) unknownOperation() error {
 	if t.Nexus.Target.ops.known(t.CDB[0]) {
 		return badCDB(1, 4) // the opcode is there, its service action is not
@@ -237,11 +243,15 @@ func (t *Task) Run() {
 		}
 	}
 	t.end(t.op.run(t))
+	if t.unit != nil && t.unit.pool != nil && t.op.flags&(opWrites|opMedium) == opWrites|opMedium {
+		t.unit.checkThreshold()
+	}
 }
 
 // Finish ends the task's life in its unit's task set. Data given to DataIn may still be on the way.
 func (t *Task) Finish() {
 	if t.unit != nil {
+		t.count()
 		t.unit.leave(t)
 		t.unit = nil
 	}

@@ -13,7 +13,8 @@ type unit struct {
 	target *Target
 	lun    uint64
 	dev    target.Device
-	inline target.Inline // dev, where it is one
+	inline target.Inline      // dev, where it is one
+	pool   target.Provisioned // dev, where it is one
 	store  ReservationStore
 
 	acl atomic.Pointer[map[string]struct{}]
@@ -22,9 +23,10 @@ type unit struct {
 	// restricted says that a reservation of either kind exists, so that the common case
 	// takes no lock.
 	restricted atomic.Bool
-	copies     copyLog
-	// atomics serialises commands that read, compute and write (ORWRITE) against each other.
-	atomics sync.Mutex
+	// low says that initiators were warned of a pool below its threshold.
+	low    atomic.Bool
+	copies copyLog
+	tally  tally
 
 	// prMu serialises PERSISTENT RESERVE OUT; it is held while state is stored.
 	prMu sync.Mutex
@@ -43,6 +45,9 @@ func newUnit(t *Target, lun uint64, dev target.Device, o UnitOptions) (*unit, er
 	u := &unit{target: t, lun: lun, dev: dev, store: o.Reservations}
 	u.left = sync.NewCond(&u.mu)
 	u.inline, _ = dev.(target.Inline)
+	if dev.Info().Thin {
+		u.pool, _ = dev.(target.Provisioned)
+	}
 	u.setInitiators(o.Initiators)
 	if err := u.loadReservations(); err != nil {
 		return nil, fmt.Errorf("load reservations: %w", err)
@@ -135,7 +140,7 @@ func (u *unit) begin(t *Task) error {
 	if t.aborted.Load() {
 		return errAborted
 	}
-	if u.removed {
+	if u.removed || t.shutOut() {
 		return illegal(ascUnsupportedLUN)
 	}
 	t.state = taskRunning
