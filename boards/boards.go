@@ -17,8 +17,9 @@
 //	console               the serial console's device in /dev, without the directory
 //	kernel_args           arguments of the kernel's command line that the board always needs
 //	modules               kernel modules in load order; dependencies are found, soft dependencies listed here
-//	config.kind, .name    where the controller's configuration comes from: "fw_cfg" and the file's name there
-//	config.disk_modules   optional: modules for reading it from the boot disk (image/disk.go) where it is not there
+//	config.kind, .name    where the controller's configuration comes from: "fw_cfg" and the file's name there, or
+//	                      "disk": the boot disk (image/disk.go)
+//	config.disk_modules   modules for reading the boot disk; with fw_cfg optional: for a machine without the file there
 //	nvram.kind, .path     "pmem", "dax", "ssd" or "file", and its device
 //	links.management      the NIC of portal and API: PCI or MAC address, address of each controller, gateway
 //	links.partner         the NIC of the mirror link: the two addresses differ and share a network
@@ -65,11 +66,12 @@ type Board struct {
 
 // Config says where a controller finds its configuration.
 type Config struct {
-	// Kind is "fw_cfg": a file that the hypervisor passes in.
+	// Kind is "fw_cfg", a file that the hypervisor passes in, or "disk", a file on the boot disk.
 	Kind string `json:"kind"`
-	Name string `json:"name"`
-	// DiskModules are loaded when the configuration is not there and is looked for on the boot disk: drivers
-	// of the disk and of FAT.
+	// Name is the file's with fw_cfg, else empty.
+	Name string `json:"name,omitempty"`
+	// DiskModules are loaded when the configuration is looked for on the boot disk: drivers of the disk and of FAT.
+	// With fw_cfg that is when the file is not there; empty: it is not looked for.
 	DiskModules []string `json:"disk_modules,omitempty"`
 }
 

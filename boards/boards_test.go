@@ -105,6 +105,20 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	}
 }
 
+// TestConfigOnDisk: a machine without fw_cfg needs drivers of its boot disk, and no file's name.
+func TestConfigOnDisk(t *testing.T) {
+	for _, c := range []struct{ config, want string }{
+		{`{"kind":"disk","disk_modules":["ahci","vfat"]}`, ""},
+		{`{"kind":"disk"}`, "config.disk_modules: "},
+		{`{"kind":"disk","name":"opt/x","disk_modules":["vfat"]}`, "config.name: "},
+	} {
+		_, err := Parse("qemu-q35.json", changed(t, "config", c.config))
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v; want %q", c.config, err, c.want)
+		}
+	}
+}
+
 func TestBrokenFile(t *testing.T) {
 	good, _ := files.ReadFile("qemu-q35.json")
 	for _, c := range []struct{ data, want string }{

@@ -51,10 +51,20 @@ func (b *Board) check(name string) []error {
 		}
 	}
 	b.checkModules(&c)
-	if b.Config.Kind != "fw_cfg" {
-		c.add("config.kind", "%q: known is fw_cfg", b.Config.Kind)
-	} else if !fwCfgForm.MatchString(b.Config.Name) {
-		c.add("config.name", "%q: not a name under opt/", b.Config.Name)
+	switch b.Config.Kind {
+	case "fw_cfg":
+		if !fwCfgForm.MatchString(b.Config.Name) {
+			c.add("config.name", "%q: not a name under opt/", b.Config.Name)
+		}
+	case "disk":
+		if b.Config.Name != "" {
+			c.add("config.name", "%q: the boot disk's file is always called the same", b.Config.Name)
+		}
+		if len(b.Config.DiskModules) == 0 {
+			c.add("config.disk_modules", "drivers of the boot disk, nls_cp437, nls_ascii and vfat are needed")
+		}
+	default:
+		c.add("config.kind", "%q: known are fw_cfg, disk", b.Config.Kind)
 	}
 	switch b.NVRAM.Kind {
 	case "pmem", "dax", "ssd", "file":

@@ -33,7 +33,7 @@ func readBootDisk(ctx context.Context, con *console, b *boardFile) (data []byte,
 	if len(b.Config.DiskModules) == 0 {
 		return nil, from, errors.New("the board has no disk_modules to read it with")
 	}
-	con.say("config: no %s in fw_cfg; looking for a partition %s (modules: %s)", b.Config.Name, statePartName, loadModules(con, b.Config.DiskModules))
+	con.say("config: looking for a partition called %s; modules: %s", statePartName, loadModules(con, b.Config.DiskModules))
 	var found []string
 	waitFor(ctx, bootDiskPatience, func() bool { found = namedPartitions(blockRoot, statePartName); return len(found) > 0 })
 	switch {

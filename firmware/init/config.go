@@ -81,8 +81,12 @@ func readConfig(ctx context.Context, con *console, b *boardFile, controller stri
 	if controller == "A" || controller == "B" {
 		c.controller = controller
 	}
+	var data []byte
 	from := b.Config.Name + " from fw_cfg"
-	data, err := readBounded(filepath.Join(fwCfgRoot, b.Config.Name, "raw"))
+	err = fs.ErrNotExist
+	if b.Config.Kind == "fw_cfg" {
+		data, err = readBounded(filepath.Join(fwCfgRoot, b.Config.Name, "raw"))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		data, from, err = readBootDisk(ctx, con, b)
 	}
