@@ -21,15 +21,17 @@ import (
 // the shelf's drives though it is among /dev/sd*.
 func TestBurntDisk(t *testing.T) {
 	needMachine(t)
+	nvme := []string{"-device", "nvme,drive=boot,serial=boot,addr=10,bootindex=0"}
 	for _, c := range []struct {
 		controller string
 		disk       []string
+		until      string
 		says       []string
 	}{
-		{"A", []string{"-device", "nvme,drive=boot,serial=boot,addr=10,bootindex=0"},
-			[]string{"controller A; ledge/shelf.json on /dev/nvme0n1p3"}},
+		{"A", nvme, "ledge: serving role=no-pool", []string{"controller A; ledge/shelf.json on /dev/nvme0n1p3"}},
+		{"C", nvme, "no shelfd without a configuration", []string{`ledge/shelf.json on /dev/nvme0n1p3: controller: "C"`}},
 		{"B", []string{"-device", "qemu-xhci,id=xhci,addr=10", "-device", "usb-storage,bus=xhci.0,drive=boot,bootindex=0"},
-			[]string{"controller B; ledge/shelf.json on /dev/sd", "is detached"}},
+			"ledge: serving role=no-pool", []string{"controller B; ledge/shelf.json on /dev/sd", "is detached"}},
 	} {
 		t.Run(c.controller, func(t *testing.T) {
 			began := time.Now()
@@ -38,13 +40,13 @@ func TestBurntDisk(t *testing.T) {
 				"shelf": "burnt", "controller": c.controller, "secret": "0123456789abcdef0123456789abcdef", "api_token": "0123456789abcdef",
 				"api_listen": ":8443", "portals": map[string][]string{"A": {"10.0.2.15:3260"}, "B": {"10.0.2.15:3260"}},
 			})
-			text := bootBurnt(t, dir, disk, c.disk, "ledge: serving role=no-pool")
+			text := bootBurnt(t, dir, disk, c.disk, c.until)
 			for _, want := range append(c.says, "12 of 12 drives") {
 				if !strings.Contains(text, want) {
 					t.Errorf("the console does not say %q:\n%s", want, text)
 				}
 			}
-			t.Logf("controller %s served %.1f s after QEMU's start", c.controller, time.Since(began).Seconds())
+			t.Logf("controller %s was up %.1f s after QEMU's start", c.controller, time.Since(began).Seconds())
 		})
 	}
 }
