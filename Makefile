@@ -10,7 +10,7 @@ MAINS   := ./firmware/shelfd ./host/hostd ./host/ledge ./qa/lab/ledgelab
 SLOW    := /qa/lab$$|/qa/bench|/qa/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help build image run run-local test unit lab lint conformance bench sim fuzz packages clean
+.PHONY: help build image disk run run-local test unit lab lint conformance bench sim fuzz packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ build: ## all programs into build/bin
 
 image: ## kernel and initramfs of a controller into build/image
 	$(GO) run ./image
+
+disk: ## the disk image to burn, build/image/ledge-BOARD.img (see BUILDING.md, Burn)
+	$(GO) run ./image -disk
 
 run: build packages image ## enclosure, two controllers in QEMU and an agent, with volume demo; Ctrl-C stops it
 	@exec $(BIN)/ledgelab -run $(RUN) -image $(IMAGE) -bin $(BIN) -port $(PORT)

@@ -154,7 +154,7 @@ func TestDisk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := state.ReadDir(stateDir); err != nil {
+		if _, err := state.ReadDir(stateDir[1:]); err != nil {
 			t.Errorf("state: %v", err)
 		}
 	}

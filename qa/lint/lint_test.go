@@ -29,6 +29,7 @@ var only = map[string]string{
 	"github.com/minio/sha256-simd":      "host/dedup",
 	"github.com/gostor/gotgt":           "target/gotgt, qa",
 	"github.com/u-root/gobusybox":       "image",
+	"github.com/diskfs/go-diskfs":       "image",
 	"github.com/spf13/cobra":            "host/ledge",
 	"github.com/vishvananda/netns":      "firmware/network",
 	"github.com/anishathalye/porcupine": "qa, target, nvram, raid, firmware/ha, host/store",
