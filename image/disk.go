@@ -185,6 +185,9 @@ func writeFAT(f *os.File, p *gpt.Partition, label, dir, name string, data []byte
 		if err := v.Mkdir(dir); err != nil {
 			return err
 		}
+		if err := mendDotDot(f, int64(p.Start)*sectorBytes+int64(v.DataStart())+int64(v.BytesPerCluster())); err != nil {
+			return err
+		}
 	}
 	if name == "" {
 		return nil
@@ -195,6 +198,24 @@ func writeFAT(f *os.File, p *gpt.Partition, label, dir, name string, data []byte
 	}
 	_, err = out.Write(data)
 	return errors.Join(err, out.Close())
+}
+
+// mendDotDot corrects what the library writes into the first directory of the root, which starts at off: the entry
+// ".." of such a directory names cluster 0, not the root's own (FAT specification, 6.5). Firmware and kernels do not
+// care; fsck does.
+func mendDotDot(f *os.File, off int64) error {
+	var d [64]byte // two entries: name 11, …, cluster's high half at 20, low half at 26
+	if _, err := f.ReadAt(d[:], off); err != nil {
+		return err
+	}
+	if string(d[:11]) != ".          " || string(d[32:43]) != "..         " {
+		return errors.New("the first directory is not where it was expected")
+	}
+	copy(d[43:64], d[11:32]) // its times, too, are nonsense
+	clear(d[32+20 : 32+22])
+	clear(d[32+26 : 32+28])
+	_, err := f.WriteAt(d[:], off)
+	return err
 }
 
 // guid is the same for the same board and part: the same inputs give the same bytes. Two disks of one image have

@@ -25,6 +25,9 @@ const (
 	stateMount    = "/run/ledge-state"
 	// bootDiskPatience is for a stick: USB takes seconds to find one.
 	bootDiskPatience = 15 * time.Second
+	// secondDiskPatience is how long a second disk of the same name is waited for: a forgotten stick that appears a
+	// second after the right disk must be noticed, not raced.
+	secondDiskPatience = 3 * time.Second
 )
 
 // readBootDisk returns the configuration that is on the boot disk, and where it was.
@@ -35,7 +38,12 @@ func readBootDisk(ctx context.Context, con *console, b *boardFile) (data []byte,
 	}
 	con.say("config: looking for a partition called %s; modules: %s", statePartName, loadModules(con, b.Config.DiskModules))
 	var found []string
-	waitFor(ctx, bootDiskPatience, func() bool { found = namedPartitions(blockRoot, statePartName); return len(found) > 0 })
+	look := func(n int) func() bool {
+		return func() bool { found = namedPartitions(blockRoot, statePartName); return len(found) >= n }
+	}
+	if waitFor(ctx, bootDiskPatience, look(1)) {
+		waitFor(ctx, secondDiskPatience, look(2))
+	}
 	switch {
 	case len(found) == 0:
 		return nil, from, fmt.Errorf("no partition is called %s", statePartName)
