@@ -14,7 +14,7 @@
 //	GET    /v1/status         → Status
 //	POST   /v1/pool           {force?: bool} → Status            400 members not blank without force; 409 pool exists
 //	POST   /v1/takeover       {} or no body → Status             409 refused, with the reason
-//	PUT    /v1/hosts/{name}   {initiator, journal_bytes, store_bytes} → Grant
+//	PUT    /v1/hosts/{name}   {initiator, journal_bytes, store_bytes, claim} → Grant; claim: claim.go
 //	                          idempotent: creates the host's LUNs when missing, replaces its initiator name.
 //	                          409 when a LUN exists with another size
 //	GET    /v1/hosts          → {hosts: [{name, initiator, luns: [id…]}]}
@@ -160,6 +160,8 @@ type Host struct {
 
 // Grant is what a host needs to use its LUNs.
 type Grant struct {
+	// Initiator is the name to log in with: the one asked for, or with a claim that name and ":e" and the claim's number.
+	Initiator  string   `json:"initiator"`
 	Target     string   `json:"target"`
 	Portals    []string `json:"portals"`
 	JournalLUN uint32   `json:"journal_lun"`

@@ -74,6 +74,7 @@ func (s *Server) putHost(r *http.Request) (int, any, error) {
 		Initiator    string `json:"initiator"`
 		JournalBytes int64  `json:"journal_bytes"`
 		StoreBytes   int64  `json:"store_bytes"`
+		Claim        bool   `json:"claim"`
 	}
 	name := r.PathValue("name")
 	if err := decode(r, &req, false); err != nil {
@@ -87,11 +88,26 @@ func (s *Server) putHost(r *http.Request) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	// One at a time, so that no two claims get the same number.
+	select {
+	case s.hosts <- struct{}{}:
+		defer func() { <-s.hosts }()
+	case <-r.Context().Done():
+		return 0, nil, r.Context().Err()
+	}
+	var claims uint64
 	for _, h := range c.Hosts() {
-		if h.Initiator == req.Initiator && h.Name != name {
+		base, n := splitClaim(h.Initiator)
+		if h.Name == name {
+			claims = n
+		} else if base == req.Initiator {
 			return 0, nil, &Hint{fmt.Errorf("%w: initiator %s belongs to host %q already", ErrConflict, req.Initiator, h.Name), "give each host an initiator name of its own"}
 		}
 	}
+	if req.Claim {
+		claims++
+	}
+	initiator := joinClaim(req.Initiator, claims)
 	journal, err := ensure(r, c, LUNSpec{Name: name + ".journal", Kind: "journal", SizeBytes: req.JournalBytes, BlockBytes: 4096})
 	if err != nil {
 		return 0, nil, err
@@ -100,11 +116,11 @@ func (s *Server) putHost(r *http.Request) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := c.PutHost(r.Context(), Host{Name: name, Initiator: req.Initiator, LUNs: []uint32{journal.ID, store.ID}}); err != nil {
+	if err := c.PutHost(r.Context(), Host{Name: name, Initiator: initiator, LUNs: []uint32{journal.ID, store.ID}}); err != nil {
 		return 0, nil, err
 	}
 	target, portals := s.o.Shelf.Target()
-	return http.StatusOK, Grant{Target: target, Portals: portals, JournalLUN: journal.LUN, StoreLUN: store.LUN}, nil
+	return http.StatusOK, Grant{Initiator: initiator, Target: target, Portals: portals, JournalLUN: journal.LUN, StoreLUN: store.LUN}, nil
 }
 
 // ensure returns the LUN of that name, created if missing.
@@ -227,8 +243,11 @@ func checkLUNName(name string) error {
 }
 
 func checkInitiator(name string) error {
-	if len(name) > 223 || !initiatorPattern.MatchString(name) {
+	if len(name) > 223-maxClaim || !initiatorPattern.MatchString(name) {
 		return fmt.Errorf("initiator %q: an iSCSI name is wanted, as iqn.2026-11.io.example:host1 (RFC 7143 4.2.7)", clip(name))
+	}
+	if _, n := splitClaim(name); n > 0 {
+		return fmt.Errorf("initiator %q: names that end in %s and a number are given out by the shelf (claims)", clip(name), claimMark)
 	}
 	return nil
 }

@@ -29,6 +29,7 @@ type Server struct {
 	o     Options
 	token [sha256.Size]byte
 	slots chan struct{}
+	hosts chan struct{} // held while a host's registration changes
 	http  *http.Server
 }
 
@@ -43,7 +44,7 @@ func NewServer(o Options) (*Server, error) {
 	if o.Events == nil {
 		o.Events = NewEvents(1)
 	}
-	s := &Server{o: o, token: sha256.Sum256([]byte(o.Token)), slots: make(chan struct{}, MaxRequests)}
+	s := &Server{o: o, token: sha256.Sum256([]byte(o.Token)), slots: make(chan struct{}, MaxRequests), hosts: make(chan struct{}, 1)}
 	s.http = &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: 5 * time.Second,

@@ -118,7 +118,7 @@ func newFakeShelf(t *testing.T, owner bool) *fakeShelf {
 			return
 		}
 		json.NewDecoder(r.Body).Decode(&s.asked)
-		json.NewEncoder(w).Encode(api.Grant{Target: "iqn.2026-11.io.ledge:shelf.s1", Portals: []string{"127.0.0.1:1"}, JournalLUN: 1, StoreLUN: 2})
+		json.NewEncoder(w).Encode(api.Grant{Initiator: "iqn.2026-11.io.ledge:host.h1:e1", Target: "iqn.2026-11.io.ledge:shelf.s1", Portals: []string{"127.0.0.1:1"}, JournalLUN: 1, StoreLUN: 2})
 	}))
 	t.Cleanup(s.server.Close)
 	return s

@@ -35,7 +35,9 @@ func (a *Agent) join(ctx context.Context) (api.Grant, error) {
 }
 
 func (a *Agent) joinOnce(ctx context.Context) (g api.Grant, err error) {
-	body := map[string]any{"initiator": a.cfg.Initiator, "journal_bytes": a.cfg.JournalBytes, "store_bytes": a.cfg.StoreBytes}
+	// The claim shuts out every agent that ran for this host before, wherever it runs: its commands have ended when
+	// the answer comes, and the shelf refuses what it sends from then on.
+	body := map[string]any{"claim": true, "initiator": a.cfg.Initiator, "journal_bytes": a.cfg.JournalBytes, "store_bytes": a.cfg.StoreBytes}
 	var errs []error
 	for _, address := range a.cfg.ShelfAPIs {
 		c, err := api.New(address, a.cfg.ShelfToken)
@@ -64,7 +66,7 @@ func (a *Agent) joinOnce(ctx context.Context) (g api.Grant, err error) {
 
 // checkGrant refuses what an initiator could make nothing of.
 func checkGrant(g api.Grant) error {
-	if !initiatorName.MatchString(g.Target) || g.JournalLUN > maxLUN || g.StoreLUN > maxLUN || g.JournalLUN == g.StoreLUN || len(g.Portals) == 0 || len(g.Portals) > maxPortals {
+	if !initiatorName.MatchString(g.Target) || !initiatorName.MatchString(g.Initiator) || g.JournalLUN > maxLUN || g.StoreLUN > maxLUN || g.JournalLUN == g.StoreLUN || len(g.Portals) == 0 || len(g.Portals) > maxPortals {
 		return fmt.Errorf("the shelf grants what cannot be used: %+v", g)
 	}
 	for _, p := range g.Portals {

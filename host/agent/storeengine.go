@@ -57,7 +57,7 @@ func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (
 }
 
 func (e *storeEngine) device(ctx context.Context, g api.Grant, lun uint32, log *slog.Logger) (*initiator.Device, error) {
-	return initiator.Open(ctx, initiator.Config{Portals: g.Portals, Target: g.Target, LUN: uint16(lun), Initiator: e.cfg.Initiator, Logger: log})
+	return initiator.Open(ctx, initiator.Config{Portals: g.Portals, Target: g.Target, LUN: uint16(lun), Initiator: g.Initiator, Logger: log})
 }
 
 // closeDevices ends what was opened, in the reverse order.

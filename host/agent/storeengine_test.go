@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,7 +36,7 @@ func standIn(t *testing.T) (address string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := tg.Attach(lun, d, scsi.UnitOptions{Initiators: []string{"iqn.2026-11.io.ledge:host.h1"}}); err != nil {
+		if err := tg.Attach(lun, d, scsi.UnitOptions{Initiators: []string{}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -47,40 +49,51 @@ func standIn(t *testing.T) (address string) {
 	}
 	done := make(chan struct{})
 	go func() { srv.Serve(context.Background(), l); close(done) }()
+	var claims atomic.Int32
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		json.NewEncoder(w).Encode(api.Grant{Target: name, Portals: []string{l.Addr().String()}, JournalLUN: 5, StoreLUN: 6})
+		// As the shelf does: only the newest claim's name sees the LUNs from here on.
+		mine := fmt.Sprintf("iqn.2026-11.io.ledge:host.h1:e%d", claims.Add(1))
+		for _, lun := range []uint64{5, 6} {
+			if err := tg.SetInitiators(lun, []string{mine}); err != nil {
+				t.Error(err)
+			}
+		}
+		json.NewEncoder(w).Encode(api.Grant{Initiator: mine, Target: name, Portals: []string{l.Addr().String()}, JournalLUN: 5, StoreLUN: 6})
 	}))
 	t.Cleanup(func() { web.Close(); srv.Close(); <-done })
 	return web.URL
+}
+
+// beginAgent runs an agent with the real store; the function it returns ends it.
+func beginAgent(t *testing.T, shelf, dir, name string) (*running, context.CancelFunc) {
+	cfg := Config{Name: "h1", Initiator: "iqn.2026-11.io.ledge:host.h1", ShelfAPIs: []string{shelf}, Listen: "127.0.0.1:0", API: filepath.Join(dir, name),
+		CachePath: filepath.Join(dir, name+".cache"), CacheBytes: 64 * mib, BufferBytes: 16 * mib, JournalBytes: 64 * mib, StoreBytes: tib}
+	log := slog.New(slog.DiscardHandler)
+	a, err := New(cfg, Options{Logger: log, Open: OpenStore(cfg, log), CheckInterval: 5 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := api.New("unix:"+cfg.API, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{a, c, make(chan error, 1), cancel}
+	go func() { r.done <- a.Run(ctx) }()
+	return r, func() {
+		cancel()
+		c.Close()
+		if err := <-r.done; err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // The real agent on a stand-in shelf: what was written is there after a clean restart and on another host
 // without the first one's cache (P6), and the figures show dedup.
 func TestStoreEngine(t *testing.T) {
 	shelf, dir := standIn(t), t.TempDir()
-	begin := func(name string) (*running, context.CancelFunc) {
-		cfg := Config{Name: "h1", Initiator: "iqn.2026-11.io.ledge:host.h1", ShelfAPIs: []string{shelf}, Listen: "127.0.0.1:0", API: filepath.Join(dir, name),
-			CachePath: filepath.Join(dir, name+".cache"), CacheBytes: 64 * mib, BufferBytes: 16 * mib, JournalBytes: 64 * mib, StoreBytes: tib}
-		log := slog.New(slog.DiscardHandler)
-		a, err := New(cfg, Options{Logger: log, Open: OpenStore(cfg, log), CheckInterval: 5 * time.Millisecond})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := api.New("unix:"+cfg.API, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		r := &running{a, c, make(chan error, 1), cancel}
-		go func() { r.done <- a.Run(ctx) }()
-		return r, func() {
-			cancel()
-			c.Close()
-			if err := <-r.done; err != nil {
-				t.Error(err)
-			}
-		}
-	}
+	begin := func(name string) (*running, context.CancelFunc) { return beginAgent(t, shelf, dir, name) }
 	ctx := context.Background()
 	data := make([]byte, 8*mib)
 	words := strings.Fields("journal segment stripe member epoch lease shelf host volume mirror")
@@ -125,4 +138,41 @@ func TestStoreEngine(t *testing.T) {
 		dev.Close()
 		end()
 	}
+}
+
+// Two agents of one host: the one that came first is shut out, so that it acknowledges nothing which the one that
+// came last, and everybody after it, would not know (P5, P6).
+func TestEarlierAgentIsShutOut(t *testing.T) {
+	shelf, dir := standIn(t), t.TempDir()
+	first, endFirst := beginAgent(t, shelf, dir, "a.sock")
+	first.wait(t, api.PhaseServing)
+	v, err := first.create("demo", 256*mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := dial(t, v)
+	defer old.Close()
+	block := bytes.Repeat([]byte{1}, 4096)
+	if err := old.WriteAt(t.Context(), block, 0); err != nil {
+		t.Fatal(err)
+	}
+
+	last, endLast := beginAgent(t, shelf, dir, "b.sock")
+	last.wait(t, api.PhaseServing)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := old.WriteAt(ctx, bytes.Repeat([]byte{2}, 4096), 0); err == nil {
+		t.Error("an agent that was shut out acknowledged a write")
+	}
+	if v, err = last.volume("demo"); err != nil {
+		t.Fatal(err)
+	}
+	dev := dial(t, v)
+	got := make([]byte, 4096)
+	if err := dev.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, block) {
+		t.Errorf("the newer agent reads %x…: %v", got[:4], err)
+	}
+	dev.Close()
+	endLast()
+	endFirst()
 }

@@ -85,6 +85,8 @@ type ResizeRequest struct {
 
 // Grant is a shelf's answer to a host that joins.
 type Grant struct {
+	// Initiator is the name to log in with: it ends in the number of this claim.
+	Initiator  string   `json:"initiator"`
 	Target     string   `json:"target"`
 	Portals    []string `json:"portals"`
 	JournalLUN uint32   `json:"journal_lun"`
