@@ -138,11 +138,15 @@ func TestShelf(t *testing.T) {
 	t.Setenv("LEDGE_RUN", dir)
 	role := map[string]string{"A": "owner", "B": "standby"}
 	var posted []string
-	refuse := false
+	refuse, hung := false, ""
 	controller := func(name string) string {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Authorization") != "Bearer t" {
 				reply(w, &api.Error{Status: 401, Message: "no token"})
+				return
+			}
+			if name == hung {
+				<-r.Context().Done()
 				return
 			}
 			if r.Method == "POST" {
@@ -184,6 +188,11 @@ func TestShelf(t *testing.T) {
 	}
 	if code, _, errs = ledge("shelf", "takeover"); code != 1 || !strings.Contains(errs, "name one") {
 		t.Fatalf("code %d: %s", code, errs)
+	}
+	// A controller that accepts connections and says nothing does not keep its partner from taking over.
+	refuse, hung = false, "A"
+	if code, out, errs = ledge("shelf", "takeover"); code != 0 || !strings.Contains(out, "controller B owns") {
+		t.Fatalf("code %d: %s%s", code, out, errs)
 	}
 	for _, bad := range []string{"", "[]", `{"apis":{}}`, `{"apis":{"C":"http://a:1"}}`, `{"apis":{"A":"nonsense"}}`} {
 		os.WriteFile(filepath.Join(dir, "shelf.json"), []byte(bad), 0o600)

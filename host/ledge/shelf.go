@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/ledge-storage/ledge/host/api"
 	"github.com/spf13/cobra"
@@ -22,22 +25,35 @@ type controllerStatus struct {
 	Status     *api.Shelf `json:"status,omitempty"`
 }
 
-// ask gets both controllers' status, one after the other; a dead one costs three seconds.
+// askTimeout is how long a controller may take to say how it is; a hung one accepts connections and says nothing.
+const askTimeout = 8 * time.Second
+
+// ask gets the controllers' status, from all at once, so that a hung one keeps nobody waiting for long.
 func (t *tool) ask(cmd *cobra.Command) (list []controllerStatus, ctl []controllerAPI, err error) {
 	if ctl, err = t.controllers(); err != nil {
 		return nil, nil, err
 	}
-	for _, c := range ctl {
-		s := controllerStatus{Controller: c.Name, Address: c.Address}
-		var st api.Shelf
-		if err := c.client.Do(cmd.Context(), http.MethodGet, "/v1/status", nil, &st); err != nil {
-			s.Error = err.Error()
-		} else {
-			s.Status = &st
-		}
-		c.client.Close()
-		list = append(list, s)
+	ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+	defer cancel()
+	list = make([]controllerStatus, len(ctl))
+	var wg sync.WaitGroup
+	for i, c := range ctl {
+		wg.Go(func() {
+			list[i] = controllerStatus{Controller: c.Name, Address: c.Address}
+			var st api.Shelf
+			err := c.client.Do(ctx, http.MethodGet, "/v1/status", nil, &st)
+			c.client.Close()
+			switch {
+			case errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil && err != nil:
+				list[i].Error = fmt.Sprintf("no answer within %s: it hangs, or its machine is very busy", askTimeout)
+			case err != nil:
+				list[i].Error = err.Error()
+			default:
+				list[i].Status = &st
+			}
+		})
 	}
+	wg.Wait()
 	return list, ctl, nil
 }
 
