@@ -42,7 +42,7 @@ func locked(t *testing.T) (portal string) {
 		}
 		return &iscsi.CHAP{User: "host1", Secret: "a long secret", MutualUser: "shelf", MutualSecret: "another secret"}
 	}
-	return start(t, iscsi.Options{Auth: auth}, unit{3, mem.Options{Bytes: 64 << 20, Name: "locked"}})
+	return start(t, iscsi.Options{Auth: auth}, unit{lun: 3, mem: mem.Options{Bytes: 64 << 20, Name: "locked"}})
 }
 
 func TestCHAPWithLibiscsi(t *testing.T) {
@@ -71,7 +71,7 @@ func TestDiscoveryWithLibiscsi(t *testing.T) {
 
 // TestDigestsWithQEMU writes and reads an image with CRC32C on headers.
 func TestDigestsWithQEMU(t *testing.T) {
-	portal := start(t, iscsi.Options{}, unit{0, mem.Options{Bytes: 16 << 20, Name: "digests"}})
+	portal := start(t, iscsi.Options{}, unit{lun: 0, mem: mem.Options{Bytes: 16 << 20, Name: "digests"}})
 	dir := t.TempDir()
 	image := make([]byte, 8<<20)
 	rand.NewChaCha8([32]byte{9}).Read(image)

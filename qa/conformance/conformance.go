@@ -42,9 +42,10 @@ type Result struct {
 const Tool = "iscsi-test-cu"
 
 // Run runs tests (ALL, or Family.Suite.Test) against url, with the same unit by another initiator
-// as the second path.
-func Run(ctx context.Context, url, tests string) ([]Result, error) {
-	cmd := exec.CommandContext(ctx, Tool, "--dataloss", "-V", "-t", tests, url, url)
+// as the second path. Flags are more options of the program.
+func Run(ctx context.Context, url, tests string, flags ...string) ([]Result, error) {
+	args := append(append([]string{"--dataloss", "-V"}, flags...), "-t", tests, url, url)
+	cmd := exec.CommandContext(ctx, Tool, args...)
 	out, err := cmd.CombinedOutput()
 	results := Parse(out)
 	if ctx.Err() != nil {

@@ -11,25 +11,32 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ledge-storage/ledge/target"
 	"github.com/ledge-storage/ledge/target/iscsi"
 	"github.com/ledge-storage/ledge/target/mem"
 	"github.com/ledge-storage/ledge/target/scsi"
 )
 
-// The suite is run three times, because what some tests need excludes what others need: units
-// with 512-byte physical blocks, with 4096-byte ones, and write-protected.
+// The suite is run four times, because what some tests need excludes what others need: units
+// with 512-byte physical blocks, with 4096-byte ones, write-protected, and one that may be sanitized.
 var runs = []struct {
 	name  string
 	lun   uint64
 	unit  mem.Options
 	tests []string
+	flags []string
 }{
-	{"512n", 0, mem.Options{Bytes: 1 << 30, Name: "512n"}, []string{"ALL"}},
+	{"512n", 0, mem.Options{Bytes: 1 << 30, Name: "512n"}, []string{"ALL"}, nil},
 	{"512e", 1, mem.Options{Bytes: 1 << 30, Name: "512e", PhysicalExponent: 3}, []string{
 		"SCSI.CompareAndWrite.InvalidDataOutSize", "SCSI.WriteSame10.InvalidDataOutSize", "SCSI.WriteSame16.InvalidDataOutSize",
 		"SCSI.WriteSame10.UnmapUnaligned", "SCSI.WriteSame16.UnmapUnaligned",
-	}},
-	{"read-only", 2, mem.Options{Bytes: 1 << 30, Name: "ro", ReadOnly: true}, []string{"SCSI.ReadOnly"}},
+	}, nil},
+	{"read-only", 2, mem.Options{Bytes: 1 << 30, Name: "ro", ReadOnly: true}, []string{"SCSI.ReadOnly"}, nil},
+	{"sanitize", 4, mem.Options{Bytes: 32 << 20, Name: "sanitize"}, []string{
+		"SCSI.Sanitize.BlockErase", "SCSI.Sanitize.BlockEraseReserved", "SCSI.Sanitize.CryptoErase", "SCSI.Sanitize.CryptoEraseReserved",
+		"SCSI.Sanitize.ExitFailureMode", "SCSI.Sanitize.InvalidServiceAction", "SCSI.Sanitize.Overwrite", "SCSI.Sanitize.OverwriteReserved",
+		"SCSI.Sanitize.Readonly", "SCSI.Sanitize.Reservations",
+	}, []string{"--allow-sanitize"}},
 }
 
 // clientsFault are the tests that fail for a reason of their own, each with the reason, which a
@@ -40,18 +47,20 @@ var clientsFault = map[string]string{
 
 // allowedSkips are the reasons for which a test may be skipped: what a disk cannot be.
 var allowedSkips = []string{
-	"not removable",         // no tray to eject, no lock on it
-	"--allow-sanitize flag", // the run does not ask for SANITIZE
+	"not removable", // no tray to eject, no lock on it
+	"SANITIZE CRYPTO_ERASE is not implemented",
 	"Media is not removable",
 	"No alignment restrictions", // on atomic writes, nor granularity
 }
 
 const targetName = "iqn.2026-11.io.ledge:conformance"
 
-// unit is a memory-backed unit to serve.
+// unit is a unit to serve: dev, or memory.
 type unit struct {
-	lun uint64
-	mem mem.Options
+	lun      uint64
+	mem      mem.Options
+	dev      target.Device
+	sanitize bool
 }
 
 // serve starts our engine with the units of all runs.
@@ -59,7 +68,7 @@ func serve(t *testing.T) (portal string) {
 	t.Helper()
 	var units []unit
 	for _, r := range runs {
-		units = append(units, unit{r.lun, r.unit})
+		units = append(units, unit{lun: r.lun, mem: r.unit, sanitize: r.flags != nil})
 	}
 	return start(t, iscsi.Options{}, units...)
 }
@@ -69,11 +78,14 @@ func start(t *testing.T, o iscsi.Options, units ...unit) (portal string) {
 	t.Helper()
 	tgt := scsi.NewTarget(targetName, scsi.Options{})
 	for _, u := range units {
-		d, err := mem.New(u.mem)
-		if err != nil {
-			t.Fatal(err)
+		if u.dev == nil {
+			d, err := mem.New(u.mem)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.dev = d
 		}
-		if err := tgt.Attach(u.lun, d, scsi.UnitOptions{}); err != nil {
+		if err := tgt.Attach(u.lun, u.dev, scsi.UnitOptions{AllowSanitize: u.sanitize}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -99,6 +111,7 @@ func start(t *testing.T, o iscsi.Options, units ...unit) (portal string) {
 
 // TestConformance holds our engine to: no failure, no crash, no hang, no skip but the allowed.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath(Tool); err != nil {
 		t.Skip(Tool + " is not installed (Debian: libiscsi-bin)")
 	}
@@ -109,7 +122,7 @@ func TestConformance(t *testing.T) {
 	for _, r := range runs {
 		url := fmt.Sprintf("iscsi://%s/%s/%d", portal, targetName, r.lun)
 		for _, tests := range r.tests {
-			results, err := Run(ctx, url, tests)
+			results, err := Run(ctx, url, tests, r.flags...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -132,7 +145,7 @@ func TestConformance(t *testing.T) {
 	skips := make(map[string]int)
 	for _, x := range best {
 		all = append(all, x)
-		if x.Outcome != Skipped {
+		if x.Outcome != Skipped || x.Name == sanitizeReset { // TestSanitizeReset runs that one
 			continue
 		}
 		skips[x.Reason]++
@@ -154,6 +167,48 @@ func allowed(reason string) bool {
 		}
 	}
 	return false
+}
+
+const sanitizeReset = "Sanitize.Reset"
+
+// slow is a device that takes seconds to be overwritten, and stores nothing of it.
+type slow struct{ *mem.Device }
+
+func (slow) NeverBlocks() bool { return false }
+
+func (slow) WriteSame(ctx context.Context, _, _ uint64, _ []byte) error {
+	select {
+	case <-time.After(2 * time.Second):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// TestSanitizeReset runs the test that needs a SANITIZE of at least five seconds, and then sleeps
+// for a minute, beside the others.
+func TestSanitizeReset(t *testing.T) {
+	if _, err := exec.LookPath(Tool); err != nil {
+		t.Skip(Tool + " is not installed (Debian: libiscsi-bin)")
+	}
+	if testing.Short() {
+		t.Skip("sleeps for a minute")
+	}
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	d, err := mem.New(mem.Options{Bytes: 64 << 20, Name: "slow"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	portal := start(t, iscsi.Options{}, unit{dev: slow{d}, sanitize: true})
+	results, err := Run(ctx, fmt.Sprintf("iscsi://%s/%s/0", portal, targetName), "SCSI."+sanitizeReset, "--allow-sanitize")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(results) != 1 || results[0].Name != sanitizeReset || results[0].Outcome != Passed {
+		t.Errorf("%+v", results)
+	}
 }
 
 // TestOther runs the suite against the target that LEDGE_CONFORMANCE_URL names and prints its line

@@ -74,7 +74,7 @@ func TestClientsFaultUnmapUntilEnd(t *testing.T) {
 	if _, err := exec.LookPath(Tool); err != nil {
 		t.Skip(Tool + " is not installed (Debian: libiscsi-bin)")
 	}
-	portal := start(t, iscsi.Options{}, unit{0, mem.Options{Bytes: 64 << 20, Name: "fault"}})
+	portal := start(t, iscsi.Options{}, unit{lun: 0, mem: mem.Options{Bytes: 64 << 20, Name: "fault"}})
 	addr, sent := tap(t, portal)
 	results, err := Run(t.Context(), fmt.Sprintf("iscsi://%s/%s/0", addr, targetName), "SCSI.WriteSame10.UnmapUntilEnd")
 	if err != nil {

@@ -257,6 +257,15 @@ func (t *Task) copyOne(s copySegment) error {
 			return err
 		}
 	}
+	for _, u := range []*unit{s.from, s.to} {
+		if u == t.unit {
+			continue // is waited for as its task
+		}
+		if err := u.visit(); err != nil {
+			return err
+		}
+		defer u.leaveVisit()
+	}
 	b := GetBuffer(MaxBuffer)
 	defer b.Release()
 	step := uint64(len(b.B)) / s.blockBytes

@@ -3,8 +3,8 @@
 // attentions, reservations, mode parameters, tasks in flight) and calls a target.Device.
 //
 // It owns the meaning of commands. It knows no transport: package iscsi hands it Tasks, and it
-// hands back data, a status and sense data. It never starts a goroutine, never opens a file and
-// never trusts a length that a CDB or a parameter list names.
+// hands back data, a status and sense data. It starts a goroutine only for SANITIZE, never opens a
+// file and never trusts a length that a CDB or a parameter list names.
 //
 // # The path of a command
 //
@@ -21,8 +21,8 @@
 //
 // # Limits
 //
-// Not served, and answered as the standard asks: protection information, anchored blocks, SANITIZE,
-// FORMAT UNIT, LOG SELECT, EXTENDED COPY by LID4 and by token, ACA, and TASK ABORTED status (TAS).
+// Not served, and answered as the standard asks: protection information, anchored blocks,
+// CRYPTO ERASE, FORMAT UNIT, LOG SELECT, EXTENDED COPY by LID4 and by token, ACA, and TASK ABORTED status (TAS).
 //
 // # Locks
 //

@@ -114,6 +114,9 @@ func (t *Task) vital(page byte) []byte {
 	case 0xB1:
 		b = append(b, make([]byte, 60)...)
 		b[5] = 1 // non-rotating
+		if t.unit.allowSanitize {
+			b[7] = 0x40 // WABEREQ 01b: after BLOCK ERASE blocks can be read
+		}
 	case 0xB2:
 		if !t.info.Thin {
 			return nil

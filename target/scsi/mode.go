@@ -299,6 +299,8 @@ func requestSense(t *Task) error {
 	default:
 		if a, ok := t.itl.take(); ok {
 			s = &sense{key: keyUnitAttention, code: a}
+		} else if z := t.unit.sanitizing.Load(); z != nil {
+			s = z.sense()
 		} else if t.unit.mode.Load()&modeStopped != 0 {
 			s = &sense{key: keyNotReady, code: ascNeedsStart}
 		}

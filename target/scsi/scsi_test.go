@@ -351,7 +351,7 @@ func FuzzCDB(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if err := tgt.Attach(300, small, UnitOptions{}); err != nil {
+	if err := tgt.Attach(300, small, UnitOptions{AllowSanitize: true}); err != nil {
 		f.Fatal(err)
 	}
 	n := connect(tgt, "a", 1)

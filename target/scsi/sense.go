@@ -45,6 +45,7 @@ const (
 	ascTransition             asc = 0x040A
 	ascStandby                asc = 0x040B
 	ascUnavailable            asc = 0x040C
+	ascSanitizing             asc = 0x041B
 	ascWriteError             asc = 0x0C00
 	ascCopyTargetUnreachable  asc = 0x0D02
 	ascReadError              asc = 0x1100
@@ -64,6 +65,7 @@ const (
 	ascWriteProtected         asc = 0x2700
 	ascSoftwareWriteProtected asc = 0x2702
 	ascSpaceAllocationFailed  asc = 0x2707
+	ascSanitizeFailed         asc = 0x3103
 	ascSavingNotSupported     asc = 0x3900
 	ascInternal               asc = 0x4400
 	ascDataPhase              asc = 0x4B00
@@ -103,6 +105,10 @@ func inCDB(byteNo, bit int) fieldPointer {
 	return 0xC80000 | fieldPointer(bit)<<16 | fieldPointer(byteNo)
 }
 func inList(byteNo int) fieldPointer { return 0x800000 | fieldPointer(byteNo) }
+
+// progress stands in the field pointer's place under NOT READY and NO SENSE: done of 65536
+// (SPC-4 4.5.2.4.4).
+func progress(done uint32) fieldPointer { return 0x800000 | fieldPointer(done&0xFFFF) }
 
 func (s *sense) Error() string {
 	return fmt.Sprintf("scsi: sense key %X, asc %02X, ascq %02X", s.key, byte(s.code>>8), byte(s.code))

@@ -48,6 +48,9 @@ type UnitOptions struct {
 	// Reservations keeps persistent reservations; nil: they live as long as the Target, and
 	// APTPL is refused.
 	Reservations ReservationStore
+	// AllowSanitize serves SANITIZE, which destroys all of the unit's data. Zero: it is
+	// answered as an unknown command.
+	AllowSanitize bool
 }
 
 // Target is a SCSI target device: a name and its logical units. All methods may be called at any

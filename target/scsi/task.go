@@ -157,6 +157,9 @@ func (t *Task) prepare() error {
 		return t.prepareWithoutUnit()
 	}
 	u.enter(t)
+	if !u.serves(t.CDB[0]) {
+		t.op = nil
+	}
 	if t.op == nil {
 		if i := t.itl; i.pending.Load() > 0 {
 			if a, ok := i.take(); ok {
@@ -175,6 +178,9 @@ func (t *Task) prepare() error {
 		if err := u.checkReservations(t); err != nil {
 			return err
 		}
+	}
+	if err := u.sanitizeError(t.op); err != nil {
+		return err
 	}
 	if flags&opStandby == 0 {
 		if err := stateError(t.Nexus.Target.state(t.Nexus.RelativePort)); err != nil {
@@ -228,7 +234,7 @@ func (t *Task) checkUsage() error {
 func (t *Task) shutOut() bool { return t.itl != nil && !t.itl.allowed.Load() }
 
 func (t *Task) unknownOperation() error {
-	if t.Nexus.Target.ops.known(t.CDB[0]) {
+	if t.Nexus.Target.ops.known(t.CDB[0]) && t.unit.serves(t.CDB[0]) {
 		return badCDB(1, 4) // the opcode is there, its service action is not
 	}
 	return illegal(ascInvalidOpcode)

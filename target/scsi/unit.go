@@ -26,7 +26,10 @@ type unit struct {
 	// low says that initiators were warned of a pool below its threshold.
 	low    atomic.Bool
 	copies copyLog
-	tally  tally
+	// sanitizing is changed under mu.
+	sanitizing    atomic.Pointer[sanitize]
+	allowSanitize bool
+	tally         tally
 
 	// prMu serialises PERSISTENT RESERVE OUT; it is held while state is stored.
 	prMu sync.Mutex
@@ -37,12 +40,13 @@ type unit struct {
 	last     *Task
 	ordered  int // ORDERED tasks in the task set
 	removed  bool
+	visitors int    // commands of other units that use the device
 	reserved *Nexus // holder of RESERVE(6), RESERVE(10)
 	pr       reservations
 }
 
 func newUnit(t *Target, lun uint64, dev target.Device, o UnitOptions) (*unit, error) {
-	u := &unit{target: t, lun: lun, dev: dev, store: o.Reservations}
+	u := &unit{target: t, lun: lun, dev: dev, store: o.Reservations, allowSanitize: o.AllowSanitize}
 	u.left = sync.NewCond(&u.mu)
 	u.inline, _ = dev.(target.Inline)
 	if dev.Info().Thin {
@@ -143,6 +147,9 @@ func (u *unit) begin(t *Task) error {
 	if u.removed || t.shutOut() {
 		return illegal(ascUnsupportedLUN)
 	}
+	if err := u.sanitizeError(t.op); err != nil {
+		return err
+	}
 	t.state = taskRunning
 	return nil
 }
@@ -232,6 +239,7 @@ func (u *unit) remove() {
 	u.removed = true
 	u.mu.Unlock()
 	u.abort(func(*Task) bool { return true })
+	u.endSanitize()
 }
 
 // reset is LOGICAL UNIT RESET (SAM-5 6.3.3): tasks end, RESERVE is dropped, mode parameters
