@@ -31,7 +31,7 @@ run: build packages image ## enclosure, two controllers in QEMU and an agent, wi
 run-local: build ## the same system as processes on files, without QEMU
 	@exec $(BIN)/ledgelab -local -run $(RUN)-local -bin $(BIN) -port $(PORT)
 
-test: lint unit lab ## everything that must pass: rules, unit tests, the booted system
+test: packages lint unit conformance lab ## everything that must pass: rules, unit tests, conformance, the booted system
 
 lint: ## gofmt, go vet
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt is needed: $$bad"; exit 1; fi
@@ -43,10 +43,12 @@ unit: ## tests of every package, without the booted system
 lab: build packages image ## end-to-end tests on the booted image
 	$(GO) test -count=1 -timeout 25m ./qa/lab
 
-conformance: ## libiscsi's and our own conformance tests against the target engine
+conformance: packages ## libiscsi's and our own conformance tests against the target engine
 	$(GO) test -count=1 -timeout 20m ./qa/conformance/...
 
-bench: ## the table of speeds, against tgtd, gotgt and a loopback floor
+bench: packages ## the table of speeds, against tgtd, gotgt and a loopback floor
+	@{ test -e /usr/include/iscsi/iscsi.h && command -v gcc >/dev/null; } || \
+	  apt-get -o DPkg::Lock::Timeout=400 -qq -y --no-install-recommends install gcc libc6-dev libiscsi-dev
 	$(GO) run ./qa/bench
 
 sim: ## crash and network simulation: SEEDS (default 20000), more than make test has
