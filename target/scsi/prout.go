@@ -48,9 +48,16 @@ func prOutRun(body func(*prOut) error) func(*Task) error {
 		}
 		// Without prMu: what is waited for may be a PERSISTENT RESERVE OUT that waits for it.
 		if len(p.abort) > 0 {
+			cleared := make(map[*Nexus]bool)
 			t.unit.abort(func(o *Task) bool {
-				return o != t && slices.ContainsFunc(p.abort, func(g registration) bool { return g.is(o.Nexus) })
+				match := o != t && slices.ContainsFunc(p.abort, func(g registration) bool { return g.is(o.Nexus) })
+				if match {
+					cleared[o.Nexus] = true
+				}
+				return match
 			})
+			// TAS is clear: the commands get no status, their initiators learn of it so (SAM-5 5.14.3).
+			t.unit.attentionWhere(uaCommandsCleared, func(n *Nexus) bool { return n != t.Nexus && cleared[n] })
 		}
 		return nil
 	}

@@ -164,6 +164,21 @@ func TestAccessStates(t *testing.T) {
 	}
 }
 
+// TestStatesAreTheTargets: access is implicit (TPGS 01b), so that an initiator cannot set it.
+func TestStatesAreTheTargets(t *testing.T) {
+	tgt, _ := newUnitFor(t, UnitOptions{})
+	n := connect(tgt, "a", 1)
+	if r := run(n, 0, 96, nil, 0x12, 0, 0, 0, 96, 0); r.data[5]>>4&3 != 1 {
+		t.Errorf("standard INQUIRY data % x", r.data)
+	}
+	if r := run(n, 0, 0, make([]byte, 8), 0xA4, 0x0A, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0); r.key != keyIllegalRequest || r.code != ascInvalidOpcode {
+		t.Errorf("SET TARGET PORT GROUPS: %+v", r)
+	}
+	if r := run(n, 0, 64, nil, 0xA3, 0x0C, 3, 0xA4, 0, 0x0A, 0, 0, 0, 64, 0, 0); r.data[1] != 1 {
+		t.Errorf("REPORT SUPPORTED OPERATION CODES of SET TARGET PORT GROUPS % x", r.data)
+	}
+}
+
 // TestMasking: a unit is there for those whom it is for, and changes are told.
 func TestMasking(t *testing.T) {
 	tgt, _ := newUnitFor(t, UnitOptions{Initiators: []string{"iqn.test:a"}})
@@ -408,6 +423,7 @@ func TestPreemptAndAbort(t *testing.T) {
 	preempts := make(chan answer, 2)
 	go func() { preempts <- run(a, 0, 0, prList(0xA, 0xB, 0), prOutCDB(5, prWriteRegistrants)...) }()
 	go func() { preempts <- run(b, 0, 0, prList(0xB, 0xA, 0), prOutCDB(5, prWriteRegistrants)...) }()
+	cleared := 0
 	loser := <-preempts // has nothing to wait for
 	if loser.status == StatusGood {
 		t.Error("a preemption is done while the other's write runs")
@@ -418,6 +434,18 @@ func TestPreemptAndAbort(t *testing.T) {
 	}
 	// The preempted write ends; the winner's own ends with its nexus.
 	<-writes
+	for _, n := range []*Nexus{a, b} {
+		for r := run(n, 0, 0, nil, tur...); r.key == keyUnitAttention; r = run(n, 0, 0, nil, tur...) {
+			if r.code == uaCommandsCleared {
+				cleared++
+			} else if r.code != uaRegistrationsPreempted { // which the loser's own preemption may have met
+				t.Errorf("%+v", r)
+			}
+		}
+	}
+	if cleared != 1 {
+		t.Errorf("%d were told that their commands are gone, want the loser", cleared)
+	}
 	a.Close()
 	b.Close()
 	<-writes

@@ -82,6 +82,7 @@ const (
 	uaAccessStateChanged     asc = 0x2A06
 	uaCapacityChanged        asc = 0x2A09
 	uaLUNsChanged            asc = 0x3F0E
+	uaCommandsCleared        asc = 0x2F00
 	uaThinThreshold          asc = 0x3807
 )
 
