@@ -1,0 +1,41 @@
+package control
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// TestClaims: each claim gives a name of its own and takes the last one's place; numbers never fall, and nobody can
+// ask for a name that a claim gives.
+func TestClaims(t *testing.T) {
+	f := &fake{}
+	h := newServer(t, f)
+	const plain = `{"initiator":"iqn.2026-11.io.ledge:h1","journal_bytes":16777216,"store_bytes":67108864}`
+	claim := strings.Replace(plain, "}", `,"claim":true}`, 1)
+	for n := 1; n <= 3; n++ {
+		want := fmt.Sprintf("iqn.2026-11.io.ledge:h1:e%d", n)
+		if _, g := call(t, h, "PUT", "/v1/hosts/h1", claim, nil); g["initiator"] != want || len(f.hosts) != 1 || f.hosts[0].Initiator != want {
+			t.Fatalf("claim %d: granted %v, hosts %v", n, g, f.hosts)
+		}
+	}
+	if _, g := call(t, h, "PUT", "/v1/hosts/h1", plain, nil); g["initiator"] != "iqn.2026-11.io.ledge:h1:e3" {
+		t.Fatalf("a request without a claim: %v", g)
+	}
+	if code, g := call(t, h, "PUT", "/v1/hosts/h2", claim, nil); code != 409 {
+		t.Fatalf("the initiator of another host: %d %v", code, g)
+	}
+	if code, g := call(t, h, "PUT", "/v1/hosts/h2", strings.Replace(claim, ":h1", ":h1:e3", 1), nil); code != 400 {
+		t.Fatalf("a name that a claim gave: %d %v", code, g)
+	}
+}
+
+func TestClaimNames(t *testing.T) {
+	for name, want := range map[string]uint64{"iqn.x:a": 0, "iqn.x:a:e1": 1, "iqn.x:a:e01": 0, "iqn.x:a:e": 0, "iqn.x:a:e0": 0, "iqn.x:a:e5:e7": 7,
+		"iqn.x:a:e18446744073709551615": 1<<64 - 1, "iqn.x:a:e18446744073709551616": 0, "": 0} {
+		base, n := splitClaim(name)
+		if n != want || joinClaim(base, n) != name {
+			t.Errorf("%q: %q, %d", name, base, n)
+		}
+	}
+}
