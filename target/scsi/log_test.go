@@ -69,6 +69,21 @@ type plain struct{ target.Device }
 
 func (plain) Info() target.Info { return target.Info{Blocks: 64, BlockBytes: 512} }
 
+// TestThickHasNoUnmap: what is refused is not among the supported commands.
+func TestThickHasNoUnmap(t *testing.T) {
+	tgt := NewTarget("iqn.2026-11.io.ledge:thick", Options{})
+	if err := tgt.Attach(0, plain{}, UnitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	n := connect(tgt, "a", 1)
+	if r := run(n, 0, 0, make([]byte, 8), 0x42, 0, 0, 0, 0, 0, 0, 0, 8, 0); r.code != ascInvalidOpcode {
+		t.Errorf("UNMAP: %+v", r)
+	}
+	if r := run(n, 0, 64, nil, 0xA3, 0x0C, 1, 0x42, 0, 0, 0, 0, 0, 64, 0, 0); r.data[1] != 1 {
+		t.Errorf("REPORT SUPPORTED OPERATION CODES % x", r.data)
+	}
+}
+
 // TestThreshold: everybody learns once that the pool runs low, and once again after it recovered.
 func TestThreshold(t *testing.T) {
 	tgt := limited(t)

@@ -225,7 +225,7 @@ func reportOperationCodes(t *Task) error {
 	case 0:
 		b = append(b, 0, 0, 0, 0)
 		for i := range x.ops {
-			if !t.unit.serves(x.ops[i].code) {
+			if !t.offers(x.ops[i].code) {
 				continue
 			}
 			b = appendCommand(b, &x.ops[i], timeouts)
@@ -241,7 +241,7 @@ func reportOperationCodes(t *Task) error {
 		}
 		for i := range x.ops {
 			c := &x.ops[i]
-			if !t.unit.serves(code) {
+			if !t.offers(code) {
 				break
 			}
 			if c.code == code && (c.action == noAction && (options == 1 || options == 3 && action == 0) || c.action == action && options != 1) {
@@ -258,6 +258,11 @@ func reportOperationCodes(t *Task) error {
 
 // serves says whether the unit serves an operation code of the table.
 func (u *unit) serves(code byte) bool { return code != sanitizeCode || u.allowSanitize }
+
+// offers says the same of the unit as it is now: UNMAP is for thin ones.
+func (t *Task) offers(code byte) bool {
+	return t.unit.serves(code) && (code != 0x42 || t.info.Thin)
+}
 
 // appendCommand appends a command descriptor (SPC-4 table 215).
 func appendCommand(b []byte, o *op, timeouts bool) []byte {
