@@ -37,8 +37,8 @@ lint: ## gofmt, go vet
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt is needed: $$bad"; exit 1; fi
 	$(GO) vet ./...
 
-unit: ## tests of every package, without the booted system
-	$(GO) test -timeout 10m $$($(GO) list ./... | grep -vE '$(SLOW)')
+unit: ## tests of every package, without the booted system (uncached: some build and run the daemons)
+	$(GO) test -count=1 -timeout 10m $$($(GO) list ./... | grep -vE '$(SLOW)')
 
 lab: build packages image ## end-to-end tests on the booted image
 	$(GO) test -count=1 -timeout 25m ./qa/lab
