@@ -14,7 +14,7 @@ import (
 // HostName is the lab's host.
 const HostName = "host1"
 
-// hostInitiator is its iSCSI name: the only one that the shelf knows.
+// hostInitiator is its iSCSI name, to which the shelf adds the number of the claim.
 const hostInitiator = "iqn.2026-11.io.ledge:" + HostName
 
 // newAgent describes hostd.

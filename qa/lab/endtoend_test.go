@@ -93,8 +93,15 @@ func testStandardInitiators(t *testing.T, ctx context.Context, l *Lab) {
 			t.Errorf("iscsi-inq says no %q:\n%s", want, inquiry)
 		}
 	}
+	// The shelf's LUNs are the host's, by the name that its claim gave it.
+	var known struct {
+		Hosts []control.Host `json:"hosts"`
+	}
+	if err := l.A.Do(ctx, "GET", "/v1/hosts", nil, &known); err != nil || len(known.Hosts) != 1 || !strings.HasPrefix(known.Hosts[0].Initiator, hostInitiator+":e") {
+		t.Fatalf("hosts %+v: %v", known.Hosts, err)
+	}
 	for _, c := range []*Controller{l.A, l.B} {
-		if list := command(t, ctx, "iscsi-ls", "-i", hostInitiator, "iscsi://"+c.Portal()); !strings.Contains(list, "shelf.lab") {
+		if list := command(t, ctx, "iscsi-ls", "-i", known.Hosts[0].Initiator, "iscsi://"+c.Portal()); !strings.Contains(list, "shelf.lab") {
 			t.Errorf("controller %s does not list the shelf's target:\n%s", c.Name, list)
 		}
 	}
