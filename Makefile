@@ -41,7 +41,7 @@ unit: ## tests of every package, without the booted system (uncached: some build
 	$(GO) test -count=1 -timeout 10m $$($(GO) list ./... | grep -vE '$(SLOW)')
 
 lab: build packages image ## end-to-end tests on the booted image
-	$(GO) test -count=1 -timeout 25m ./qa/lab
+	$(GO) test -v -count=1 -timeout 25m ./qa/lab
 
 conformance: packages ## libiscsi's and our own conformance tests against the target engine
 	$(GO) test -count=1 -timeout 20m ./qa/conformance/...
