@@ -39,3 +39,22 @@ func TestClaimNames(t *testing.T) {
 		}
 	}
 }
+
+// TestStoreCapacity: what others have, and what journals will have, is not the store's; nothing left is not unlimited.
+func TestStoreCapacity(t *testing.T) {
+	const gib = 1 << 30
+	st := Status{Pool: &Pool{CapacityBytes: 10 * gib}, LUNs: []LUN{
+		{ID: 1, Kind: "journal", SizeBytes: gib, AllocatedBytes: 8 << 20}, {ID: 2, Kind: "store", SizeBytes: 1 << 46, AllocatedBytes: 3 * gib},
+		{ID: 3, Kind: "plain", SizeBytes: 5 * gib, AllocatedBytes: 2 * gib},
+	}}
+	if got := storeCapacity(st, 2); got != 7*gib-capacitySlack {
+		t.Errorf("%d", got)
+	}
+	st.Pool.CapacityBytes = gib
+	if got := storeCapacity(st, 2); got != 8<<20 {
+		t.Errorf("nothing left: %d", got)
+	}
+	if got := storeCapacity(Status{}, 2); got != 0 {
+		t.Errorf("no pool known: %d", got)
+	}
+}

@@ -166,6 +166,9 @@ type Grant struct {
 	Portals    []string `json:"portals"`
 	JournalLUN uint32   `json:"journal_lun"`
 	StoreLUN   uint32   `json:"store_lun"`
+	// CapacityBytes is what the store may take of the pool, as things stand: the store LUN is thin and larger than the
+	// pool, and a store that stops in time keeps room to free what is deleted. Zero: not known.
+	CapacityBytes int64 `json:"capacity_bytes"`
 }
 
 // LUNSpec asks for a new LUN.

@@ -120,7 +120,30 @@ func (s *Server) putHost(r *http.Request) (int, any, error) {
 		return 0, nil, err
 	}
 	target, portals := s.o.Shelf.Target()
-	return http.StatusOK, Grant{Initiator: initiator, Target: target, Portals: portals, JournalLUN: journal.LUN, StoreLUN: store.LUN}, nil
+	return http.StatusOK, Grant{Initiator: initiator, Target: target, Portals: portals, JournalLUN: journal.LUN, StoreLUN: store.LUN,
+		CapacityBytes: storeCapacity(s.o.Shelf.Status(r.Context()), store.ID)}, nil
+}
+
+// capacitySlack stays free for what the pool frees late: extents whose records are still on their way.
+const capacitySlack = 32 << 20
+
+// storeCapacity is what the pool can give to a store: all but what others have, and what journals will have, which are
+// circular and soon allocated whole. One extent is the least, so that a pool with nothing left is no unlimited one.
+func storeCapacity(st Status, id uint32) int64 {
+	if st.Pool == nil {
+		return 0
+	}
+	left := st.Pool.CapacityBytes - capacitySlack
+	for _, l := range st.LUNs {
+		switch {
+		case l.ID == id:
+		case l.Kind == "journal":
+			left -= max(l.SizeBytes, l.AllocatedBytes)
+		default:
+			left -= l.AllocatedBytes
+		}
+	}
+	return max(left, roundUp(1))
 }
 
 // ensure returns the LUN of that name, created if missing.

@@ -41,7 +41,7 @@ func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (
 		return nil, err
 	}
 	opt := store.Options{
-		Journal: e.journal, Segments: e.segments, Logger: log.With("part", "store"),
+		Journal: e.journal, Segments: e.segments, CapacityBytes: g.CapacityBytes, Logger: log.With("part", "store"),
 		BufferBytes: cfg.BufferBytes, MapBytes: cfg.MapBytes, IndexBytes: cfg.IndexBytes, LineBytes: cfg.LineBytes,
 	}
 	if cfg.CachePath != "" {

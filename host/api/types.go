@@ -91,6 +91,8 @@ type Grant struct {
 	Portals    []string `json:"portals"`
 	JournalLUN uint32   `json:"journal_lun"`
 	StoreLUN   uint32   `json:"store_lun"`
+	// CapacityBytes bounds what the store takes of the pool; zero: not known.
+	CapacityBytes int64 `json:"capacity_bytes"`
 }
 
 // Shelf is one controller's status.
