@@ -6,11 +6,11 @@ RUN     ?= run
 PORT    ?= 3260
 FLAGS   := -trimpath -ldflags '-s -w -buildid='
 MAINS   := ./firmware/shelfd ./host/hostd ./host/ledge ./qa/lab/ledgelab
-# Packages whose tests boot the image or measure: they have targets of their own.
-SLOW    := /qa/lab$$|/qa/bench|/qa/conformance
+# Packages whose tests boot machines or take other programs: they have targets of their own.
+SLOW    := /qa/lab$$|/qa/guest$$|/qa/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help build image disk run run-local test unit lab lint conformance bench sim fuzz packages clean
+.PHONY: help build image disk run run-local test unit lab guest lint conformance bench sim fuzz packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,28 +31,32 @@ run: build packages image ## enclosure, two controllers in QEMU and an agent, wi
 run-local: build ## the same system as processes on files, without QEMU
 	@exec $(BIN)/ledgelab -local -run $(RUN)-local -bin $(BIN) -port $(PORT)
 
-test: packages lint unit conformance lab ## everything that must pass: rules, unit tests, conformance, the booted system
+test: packages lint unit conformance lab guest ## everything that must pass: rules, unit tests, conformance, the booted system, a stock host
 
 lint: ## gofmt, go vet
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt is needed: $$bad"; exit 1; fi
 	$(GO) vet ./...
 
 unit: ## tests of every package, without the booted system (uncached: some build and run the daemons)
-	$(GO) test -count=1 -timeout 10m $$($(GO) list ./... | grep -vE '$(SLOW)')
+	$(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -vE '$(SLOW)')
 
 lab: build packages image ## end-to-end tests on the booted image
 	$(GO) test -v -count=1 -timeout 25m ./qa/lab
 
+guest: packages image ## a stock Linux host in QEMU (open-iscsi, multipath, fio, sg3-utils) against the target engine
+	$(GO) test -v -count=1 -timeout 25m ./qa/guest
+
 conformance: packages ## libiscsi's and our own conformance tests against the target engine
 	$(GO) test -count=1 -timeout 20m ./qa/conformance/...
 
-bench: packages ## the table of speeds, against tgtd, gotgt and a loopback floor
+bench: packages ## the tables of speeds: targets against tgtd, gotgt and a loopback floor; storage against bare programs
 	@{ test -e /usr/include/iscsi/iscsi.h && command -v gcc >/dev/null; } || \
 	  apt-get -o DPkg::Lock::Timeout=400 -qq -y --no-install-recommends install gcc libc6-dev libiscsi-dev
 	$(GO) run ./qa/bench
+	$(GO) run ./qa/bench/storage
 
-sim: ## crash and network simulation: SEEDS (default 20000), more than make test has
-	$(GO) test -count=1 -timeout 30m ./qa/sim -args -seeds $(or $(SEEDS),20000)
+sim: ## simulation of power cuts, drives, links and takeovers: SEEDS (20000, as make test has) from FIRST (1) on
+	$(GO) test -count=1 -timeout 0 -v ./qa/sim -args -seeds $(or $(SEEDS),20000) -first $(or $(FIRST),1)
 
 fuzz: ## each fuzz test for FUZZTIME (default 30s)
 	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

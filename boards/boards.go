@@ -21,9 +21,12 @@
 //	                      "disk": the boot disk (image/disk.go)
 //	config.disk_modules   modules for reading the boot disk; with fw_cfg optional: for a machine without the file there
 //	nvram.kind, .path     "pmem", "dax", "ssd" or "file", and its device
+//	nvram.trust_plp       optional, ssd only: the drive has power-loss protection, though the kernel sees a write-back cache
 //	links.management      the NIC of portal and API: PCI or MAC address, address of each controller, gateway
 //	links.partner         the NIC of the mirror link: the two addresses differ and share a network
 //	mirror_port           TCP port of the mirror link; A listens, B dials
+//	mirror_window         optional: memory that both controllers see, for the mirror link in place of TCP: the file of a PCI
+//	                      device's BAR (a non-transparent bridge's window, ivshmem), below /sys/bus/pci/devices
 //	drives.globs, .count  where the shared drives appear, and how many a complete shelf has
 //	watchdog              optional: device and time after which the machine is reset, 2 s to 255 s
 package boards
@@ -59,7 +62,9 @@ type Board struct {
 	NVRAM       NVRAM    `json:"nvram"`
 	Links       Links    `json:"links"`
 	MirrorPort  int      `json:"mirror_port"`
-	Drives      Drives   `json:"drives"`
+	// MirrorWindow is empty on a machine without one.
+	MirrorWindow string `json:"mirror_window,omitempty"`
+	Drives       Drives `json:"drives"`
 	// Watchdog is nil on a machine without one.
 	Watchdog *Watchdog `json:"watchdog,omitempty"`
 }
@@ -79,6 +84,8 @@ type Config struct {
 type NVRAM struct {
 	Kind string `json:"kind"`
 	Path string `json:"path"`
+	// TrustPLP vouches for an SSD with a write-back cache: it has power-loss protection. Without it such a drive is refused.
+	TrustPLP bool `json:"trust_plp,omitempty"`
 }
 
 // Links are the controller's network interfaces.

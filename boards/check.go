@@ -71,12 +71,18 @@ func (b *Board) check(name string) []error {
 	default:
 		c.add("nvram.kind", "%q: known are pmem, dax, ssd, file", b.NVRAM.Kind)
 	}
+	if b.NVRAM.TrustPLP && b.NVRAM.Kind != "ssd" {
+		c.add("nvram.trust_plp", "it is about kind ssd, not %q", b.NVRAM.Kind)
+	}
 	if !cleanAbsolute(b.NVRAM.Path) {
 		c.add("nvram.path", "%q: not an absolute path", b.NVRAM.Path)
 	}
 	b.checkLinks(&c)
 	if b.MirrorPort < 1 || b.MirrorPort > 65535 {
 		c.add("mirror_port", "%d: not a TCP port", b.MirrorPort)
+	}
+	if b.MirrorWindow != "" && !cleanAbsolute(b.MirrorWindow) {
+		c.add("mirror_window", "%q: not an absolute path", b.MirrorWindow)
 	}
 	b.checkDrives(&c)
 	if w := b.Watchdog; w != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/ledge-storage/ledge/boards"
+	"github.com/ledge-storage/ledge/image/uki"
 )
 
 // The disk that a controller boots from, as an administrator writes it to an NVMe drive, an SSD or a stick:
@@ -93,42 +94,42 @@ func writeDisks(ctx context.Context, k *kernel, o Options) ([]part, error) {
 		if err != nil {
 			return nil, err
 		}
-		uki, err := unify(stub, ukiSections(b, k.release, kernelData, initramfs))
+		program, err := uki.Unify(stub, ukiSections(b, k.release, kernelData, initramfs))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", stubPath, err)
 		}
-		if err := ensure(filepath.Join(o.Out, "ledge-"+name+".efi"), uki); err != nil {
+		if err := ensure(filepath.Join(o.Out, "ledge-"+name+".efi"), program); err != nil {
 			return nil, err
 		}
 		image := filepath.Join(o.Out, "ledge-"+name+".img")
-		if err := writeDisk(image, name, uki); err != nil {
+		if err := writeDisk(image, name, program); err != nil {
 			return nil, fmt.Errorf("%s: %w", image, err)
 		}
 		data, err := os.ReadFile(image)
 		if err != nil {
 			return nil, err
 		}
-		parts = append(parts, describe("ledge-"+name+".efi", uki), describe("ledge-"+name+".img", data))
+		parts = append(parts, describe("ledge-"+name+".efi", program), describe("ledge-"+name+".img", data))
 	}
 	return parts, nil
 }
 
 // ukiSections are what the stub looks for. The command line does not say which controller this is: both burn the
 // same bytes, and shelf.json says it.
-func ukiSections(b *boards.Board, release string, kernel, initramfs []byte) []section {
+func ukiSections(b *boards.Board, release string, kernel, initramfs []byte) []uki.Section {
 	cmdline := strings.Join(append(b.KernelArgs[:len(b.KernelArgs):len(b.KernelArgs)], "ledge.board="+b.Name), " ")
 	osrel := fmt.Sprintf("ID=ledge\nNAME=Ledge\nPRETTY_NAME=\"Ledge on %s\"\nVERSION_ID=%s\n", b.Name, release)
-	return []section{
-		{".osrel", []byte(osrel)},
-		{".cmdline", []byte(cmdline + "\x00")},
-		{".uname", []byte(release + "\x00")},
-		{".linux", kernel},
-		{".initrd", initramfs},
+	return []uki.Section{
+		{Name: ".osrel", Data: []byte(osrel)},
+		{Name: ".cmdline", Data: []byte(cmdline + "\x00")},
+		{Name: ".uname", Data: []byte(release + "\x00")},
+		{Name: ".linux", Data: kernel},
+		{Name: ".initrd", Data: initramfs},
 	}
 }
 
 // writeDisk writes the disk's image beside target, then moves it there.
-func writeDisk(target, board string, uki []byte) (err error) {
+func writeDisk(target, board string, program []byte) (err error) {
 	// The library's one switch for times. Fixed, whatever the builder's environment says.
 	if err := os.Setenv("SOURCE_DATE_EPOCH", diskTime); err != nil {
 		return err
@@ -163,7 +164,7 @@ func writeDisk(target, board string, uki []byte) (err error) {
 		name       string
 		data       []byte
 	}{
-		{slotA, "LEDGE-A", path.Dir(slotFile), slotFile, uki},
+		{slotA, "LEDGE-A", path.Dir(slotFile), slotFile, program},
 		{slotB, "LEDGE-B", "", "", nil},
 		{state, "LEDGE-STATE", stateDir, "", nil},
 	} {

@@ -6,11 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"github.com/ledge-storage/ledge/image/modules/modulestest"
 )
 
 func TestNewestKernel(t *testing.T) {
@@ -39,10 +40,10 @@ func testKernel(t *testing.T) *kernel {
 	files := map[string][]byte{
 		"../vmlinuz":                         []byte("kernel"),
 		"modules.builtin":                    []byte("kernel/drivers/virtio/virtio-pci.ko\n"),
-		"kernel/drivers/scsi/sd_mod.ko":      elfModule("name=sd_mod\x00depends=scsi_mod\x00"),
-		"kernel/drivers/scsi/scsi_mod.ko":    elfModule("depends=scsi-common,virtio_pci\x00"),
-		"kernel/drivers/scsi/scsi-common.ko": elfModule("license=GPL\x00depends=\x00"),
-		"kernel/drivers/unused.ko":           elfModule("depends=\x00"),
+		"kernel/drivers/scsi/sd_mod.ko":      modulestest.ELF("name=sd_mod\x00depends=scsi_mod\x00"),
+		"kernel/drivers/scsi/scsi_mod.ko":    modulestest.ELF("depends=scsi-common,virtio_pci\x00"),
+		"kernel/drivers/scsi/scsi-common.ko": modulestest.ELF("license=GPL\x00depends=\x00"),
+		"kernel/drivers/unused.ko":           modulestest.ELF("depends=\x00"),
 	}
 	for name, data := range files {
 		path := filepath.Join(k.modules, name)
@@ -54,38 +55,6 @@ func testKernel(t *testing.T) *kernel {
 		}
 	}
 	return k
-}
-
-func TestModuleClosure(t *testing.T) {
-	k := testKernel(t)
-	s, err := openModules(context.Background(), k.modules, t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	names, err := s.closure([]string{"sd-mod", "virtio_pci"})
-	if err != nil || !slices.Equal(names, []string{"scsi_common", "scsi_mod", "sd_mod"}) {
-		t.Errorf("closure %v, %v", names, err)
-	}
-	want := "kernel/drivers/scsi/scsi-common.ko:\nkernel/drivers/scsi/scsi_mod.ko: kernel/drivers/scsi/scsi-common.ko\nkernel/drivers/scsi/sd_mod.ko: kernel/drivers/scsi/scsi_mod.ko\n"
-	if got := s.modulesDep(names); got != want {
-		t.Errorf("modules.dep:\n%swant:\n%s", got, want)
-	}
-	if _, err := s.closure([]string{"ghost"}); err == nil || !strings.Contains(err.Error(), "ghost") {
-		t.Errorf("a missing module: %v", err)
-	}
-}
-
-func TestModuleDependsRefusesRubbish(t *testing.T) {
-	good := elfModule("depends=a,b-c\x00")
-	if got, err := moduleDepends(good); err != nil || !slices.Equal(got, []string{"a", "b_c"}) {
-		t.Errorf("%v, %v", got, err)
-	}
-	for n := range good {
-		moduleDepends(good[:n]) // must not panic
-	}
-	if _, err := moduleDepends([]byte("#!/bin/sh\n")); err == nil {
-		t.Error("a script passed for a module")
-	}
 }
 
 // TestArchiveIsSortedAndTimeless reads the archive back with u-root's own reader.

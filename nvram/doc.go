@@ -37,7 +37,11 @@
 //	128     8  acked: all LSNs below were acknowledged
 //	136    16  the lanes' sequence numbers at acked: records of the lane below were acknowledged
 //	152     1  flags: 1 a mirror of the partner's log, 2 incomplete (mirror only)
-//	153        zero
+//	153     1  controller that the region belongs to, 'A' or 'B'; 0 where none is recorded: made before 2026-11-26
+//	154     1  length of the shelf's name, at most 64; 155: zero (5)
+//	160     8  size of the region, of which the area is a part
+//	168    64  the shelf's name
+//	232        zero
 //
 // Record, version 1: header blocks, then payload blocks.
 //

@@ -38,7 +38,8 @@ type Start struct {
 	Head        [2]Position // where the lanes go on
 }
 
-// Session is one connection's worth of feeding. One goroutine calls Next; the others may be called from any.
+// Session is one connection's worth of feeding. Next, or Wait and TryNext: the caller sees to it that items are taken
+// and sent in one order. Only one goroutine calls Next or Wait; the others may be called from any.
 type Session struct {
 	log    *Log
 	err    error  // Log.mu guards all below
@@ -50,6 +51,8 @@ type Session struct {
 	asked    bool // ItemComplete was sent
 	passEnd  uint64
 	passLeft int64
+	stash    *Item       // taken by wait, not yet given
+	ready    func() bool // OnReady
 }
 
 // ItemKind tells what an Item is.
@@ -75,11 +78,18 @@ type Item struct {
 
 // Release gives the frame back.
 func (it *Item) Release() {
+	if it.rec != nil {
+		it.log.mu.Lock()
+		defer it.log.mu.Unlock()
+	}
+	it.drop()
+}
+
+// drop is Release with mu held.
+func (it *Item) drop() {
 	switch {
 	case it.rec != nil:
-		it.log.mu.Lock()
 		it.rec.release()
-		it.log.mu.Unlock()
 	case it.buf != nil:
 		it.buf.Put()
 	}
@@ -152,16 +162,90 @@ func (s *Session) Next() (Item, error) {
 	l := s.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for {
-		if s.err != nil {
-			return Item{}, s.err
+	if err := s.wait(); err != nil {
+		return Item{}, err
+	}
+	it := *s.stash
+	s.stash = nil
+	return it, nil
+}
+
+// Wait waits until TryNext has something to give. Its error is the one of Next.
+func (s *Session) Wait() error {
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	return s.wait()
+}
+
+// wait fills the stash. Called with mu held.
+func (s *Session) wait() error {
+	for s.stash == nil {
+		it, ok, err := s.poll(true)
+		switch {
+		case err != nil:
+			return err
+		case ok:
+			s.stash = &it
+		case s.stash == nil:
+			s.log.changed.Wait()
 		}
-		if l.err != nil || l.closed {
-			return Item{}, l.cause()
+	}
+	return s.ended()
+}
+
+// TryNext gives the next item if it is there at once, in memory, and its frame has at most most bytes. Without an
+// item size is 0, or what the frame has that is too large.
+func (s *Session) TryNext(most int64) (it Item, size int64, ok bool, err error) {
+	l := s.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.stash == nil {
+		var got Item
+		if got, ok, err = s.poll(false); !ok {
+			return Item{}, 0, false, err
+		}
+		s.stash = &got
+	}
+	if err := s.ended(); err != nil {
+		return Item{}, 0, false, err
+	}
+	if size = int64(len(s.stash.Frame)); size > most {
+		return Item{}, size, false, nil
+	}
+	it, s.stash = *s.stash, nil
+	return it, size, true, nil
+}
+
+// OnReady has f called when a record became ready to be sent, by the goroutine that appends it and before it writes to
+// its own region: to send it from there saves a change of goroutine on the way of every write. f answers whether
+// all that was there is sent or someone is about to; otherwise Wait and Next are woken.
+func (s *Session) OnReady(f func() bool) {
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	s.ready = f
+}
+
+// ended is why the session is over. Called with mu held.
+func (s *Session) ended() error {
+	if s.err != nil {
+		return s.err
+	}
+	if s.log.err != nil || s.log.closed {
+		return s.log.cause()
+	}
+	return nil
+}
+
+// poll looks for the next item; with read also in the region, for which it drops mu. Called with mu held.
+func (s *Session) poll(read bool) (Item, bool, error) {
+	l := s.log
+	for {
+		if err := s.ended(); err != nil || s.stash != nil { // while mu was dropped TryNext may have found something too large
+			return Item{}, false, err
 		}
 		if s.tails != l.sb.tail {
 			s.tails = l.sb.tail
-			return Item{Kind: ItemTrim, Tail: s.tails}, nil
+			return Item{Kind: ItemTrim, Tail: s.tails}, true, nil
 		}
 		e, lane := s.peek()
 		if e == nil {
@@ -169,21 +253,21 @@ func (s *Session) Next() (Item, error) {
 		}
 		if s.tryJoin(); s.join != 0 && s.cursor >= s.join && !s.asked {
 			s.asked = true
-			return Item{Kind: ItemComplete, LSN: s.join}, nil
+			return Item{Kind: ItemComplete, LSN: s.join}, true, nil
 		}
 		switch {
 		case e == nil:
-		case e.rec == nil:
+		case e.rec == nil && read:
 			if it, ok, err := s.read(*e, lane); err != nil || ok {
-				return it, err
+				return it, ok, err
 			}
 			continue
-		case e.rec.ready:
+		case e.rec != nil && e.rec.ready:
 			e.rec.refs++
 			s.cursor = e.lsn + 1
-			return Item{LSN: e.lsn, Off: e.off, Frame: e.rec.buf.b, log: l, rec: e.rec}, nil
+			return Item{LSN: e.lsn, Off: e.off, Frame: e.rec.buf.b, log: l, rec: e.rec}, true, nil
 		}
-		l.changed.Wait()
+		return Item{}, false, nil
 	}
 }
 
@@ -332,6 +416,10 @@ func (l *Log) drop(err error) {
 		err = ErrClosed
 	}
 	p.session.err = err
+	if it := p.session.stash; it != nil {
+		p.session.stash = nil
+		it.drop()
+	}
 	p.session, p.synced, p.joining = nil, false, false
 	l.changed.Broadcast()
 	l.advance()

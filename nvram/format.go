@@ -12,6 +12,8 @@ type FormatOptions struct {
 	FirstLSN uint64
 	// UpdateBytes of the area are the lane of KindUpdate; 0 means a quarter.
 	UpdateBytes int64
+	// Identity is recorded, if it is not zero.
+	Identity Identity
 }
 
 // Info is what an area says about its log.
@@ -46,6 +48,10 @@ func Format(r Region, a Area, o FormatOptions) error {
 		sb.tail[i] = Position{LSN: lsn, Off: sb.start(i), Seq: 1}
 		sb.ackedSeq[i] = 1
 	}
+	if !o.Identity.valid() {
+		return fmt.Errorf("nvram: format: identity %s: %w", o.Identity, ErrInvalid)
+	}
+	sb.of, sb.regionBytes = o.Identity, uint64(r.Size())
 	return replaceSuper(r, a, &sb)
 }
 

@@ -56,6 +56,11 @@ func TestGoldenSuper(t *testing.T) {
 		}
 		b[i] ^= 1
 	}
+	s.of, s.regionBytes = Identity{"shelf-1", 'B'}, 2*goldenArea
+	s.encode(b)
+	if got, err := decodeSuper(golden(t, "superblock-1-identity", b), goldenArea); err != nil || got != s {
+		t.Fatalf("%+v, %v", got, err)
+	}
 	if _, err := decodeSuper(b, 100*BlockBytes); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("a log larger than its area: %v", err)
 	}

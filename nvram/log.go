@@ -13,6 +13,8 @@ import (
 type Options struct {
 	// ID that the area must carry, else ErrForeign; the zero ID accepts any.
 	ID ID
+	// Identity is recorded in the superblock, if it is not zero. See CheckIdentity.
+	Identity Identity
 	// Epoch of the owner; ErrStale if the log saw a newer one.
 	Epoch uint64
 	// Replicator mirrors the log to the partner (mirror.Link.Replicator). nil: there is no partner, and the
@@ -78,6 +80,8 @@ type Log struct {
 	found  *scanned // what Open found; nil after the first Append
 	feed   Feed
 	id     ID
+	// requests are reused within a log, not beyond it: their channels belong to who runs it (testing/synctest).
+	requests sync.Pool
 
 	mu      sync.Mutex
 	changed *sync.Cond // a record is ready, a tail moved, the session ended: what the feed waits for
@@ -122,12 +126,17 @@ func Open(ctx context.Context, r Region, a Area, o Options) (*Log, error) {
 		return nil, fmt.Errorf("nvram: open: log %s found, %s wanted: %w", sb.id, o.ID, ErrForeign)
 	case o.Epoch < sb.epoch:
 		return nil, fmt.Errorf("nvram: open at epoch %d: log %s saw epoch %d: %w", o.Epoch, sb.id, sb.epoch, ErrStale)
+	case !o.Identity.valid():
+		return nil, fmt.Errorf("nvram: open: identity %s: %w", o.Identity, ErrInvalid)
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("nvram: open: %w", ctx.Err())
 	}
 	sb.epoch = o.Epoch
 	sb.run++
 	sb.runLSN = found.next
+	if o.Identity != (Identity{}) {
+		sb.of, sb.regionBytes = o.Identity, uint64(r.Size())
+	}
 	if err := writeSuperTwice(r, a, &sb, AlignedBlocks(1)); err != nil {
 		return nil, fmt.Errorf("nvram: open: start run %d: %w", sb.run, err)
 	}
@@ -139,6 +148,7 @@ func Open(ctx context.Context, r Region, a Area, o Options) (*Log, error) {
 	}
 	l.changed = sync.NewCond(&l.mu)
 	l.feed.log = l
+	l.requests.New = newRequest
 	for i := range lanes {
 		l.setLane(i)
 	}

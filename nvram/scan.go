@@ -17,43 +17,51 @@ type scanned struct {
 	next uint64 // first LSN that is not there
 }
 
-// window reads an area's ring ahead.
+// window reads an area's ring ahead, more with each read: most rings hold little, and a scan of one jumps at first.
 type window struct {
-	r    Region
-	base int64 // of the ring, in the region
-	size uint64
-	buf  []byte
-	off  uint64
-	n    int
-	big  []byte
+	r     Region
+	base  int64 // of the ring, in the region
+	size  uint64
+	buf   *Buffer
+	ahead uint64 // bytes of the next read ahead
+	off   uint64
+	n     int
+	big   []byte
 }
 
-const windowBlocks = 128
+const (
+	windowFirst  = 8 // blocks
+	windowBlocks = 128
+)
 
 func newWindow(r Region, a Area, size uint64) *window {
-	return &window{r: r, base: a.Off + superBlocks*BlockBytes, size: size, buf: AlignedBlocks(windowBlocks)}
+	return &window{r: r, base: a.Off + superBlocks*BlockBytes, size: size, buf: GetBuffer(windowBlocks), ahead: windowFirst * BlockBytes}
 }
+
+// close frees the buffer; nothing that read returned is valid any more.
+func (w *window) close() { w.buf.Put() }
 
 // read returns n bytes at ring offset off, valid until the next read.
 func (w *window) read(off, n uint64) ([]byte, error) {
 	if off+n > w.size {
 		return nil, fmt.Errorf("%w: %d bytes at %d of a ring of %d", ErrCorrupt, n, off, w.size)
 	}
-	if n > uint64(len(w.buf)) {
+	if n > windowBlocks*BlockBytes {
 		if n > uint64(len(w.big)) {
 			w.big = AlignedBlocks(int(n / BlockBytes))
 		}
 		return w.big[:n], w.fetch(w.big[:n], off)
 	}
 	if off < w.off || off+n > w.off+uint64(w.n) {
-		m := min(uint64(len(w.buf)), w.size-off)
+		m := min(max(w.ahead, n), w.size-off)
+		w.ahead = min(2*w.ahead, windowBlocks*BlockBytes)
 		w.n = 0
-		if err := w.fetch(w.buf[:m], off); err != nil {
+		if err := w.fetch(w.buf.b[:m], off); err != nil {
 			return nil, err
 		}
 		w.off, w.n = off, int(m)
 	}
-	return w.buf[off-w.off:][:n:n], nil
+	return w.buf.b[off-w.off:][:n:n], nil
 }
 
 func (w *window) fetch(b []byte, off uint64) error {
@@ -75,6 +83,7 @@ func scan(r Region, a Area) (*scanned, error) {
 		return s, nil
 	}
 	w := newWindow(r, a, sb.bytes[0]+sb.bytes[1])
+	defer w.close()
 	for i := range lanes {
 		if err := s.scanLane(w, i); err != nil {
 			return nil, err
@@ -204,6 +213,7 @@ func (s *scanned) sweep(w *window) error {
 // replay gives every set of the scanned area in LSN order.
 func (s *scanned) replay(r Region, a Area, fn func(lsn uint64, set Set) error) error {
 	w := newWindow(r, a, s.sb.bytes[0]+s.sb.bytes[1])
+	defer w.close()
 	var at [lanes]int
 	for {
 		lane := -1

@@ -46,6 +46,7 @@ type Mirror struct {
 	next   uint64
 	used   bool  // the area holds a mirror
 	damage error // why what was there does not count
+	of     Identity
 	buf    []byte
 }
 
@@ -82,6 +83,13 @@ func FormatMirror(r Region, a Area) error {
 		return fmt.Errorf("nvram: format mirror: %w", err)
 	}
 	return nil
+}
+
+// Identify has sessions record whose region the mirror is in.
+func (m *Mirror) Identify(id Identity) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.of = id
 }
 
 // State is what the mirror knows of itself.
@@ -137,7 +145,10 @@ func (m *Mirror) Begin(st Start) error {
 	defer m.mu.Unlock()
 	sb := super{
 		seq: m.sb.seq, id: st.ID, epoch: st.Epoch, run: st.Run, runLSN: st.RunLSN, bytes: st.Bytes, tail: st.Tail,
-		acked: st.Resume, mirror: true, incomplt: st.Full,
+		acked: st.Resume, mirror: true, incomplt: st.Full, of: m.sb.of, regionBytes: m.sb.regionBytes,
+	}
+	if m.of != (Identity{}) {
+		sb.of, sb.regionBytes = m.of, uint64(m.region.Size())
 	}
 	if m.used && st.Epoch < m.sb.epoch {
 		return fmt.Errorf("nvram: session at epoch %d, epoch %d was seen: %w", st.Epoch, m.sb.epoch, ErrStale)

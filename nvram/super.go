@@ -44,6 +44,9 @@ type super struct {
 	acked            uint64
 	ackedSeq         [lanes]uint64
 	mirror, incomplt bool
+	// of is whose region it is, and regionBytes the region's size; zero: not recorded.
+	of          Identity
+	regionBytes uint64
 }
 
 // start is where the lane begins in the ring, end where it ends.
@@ -79,6 +82,11 @@ func (s *super) encode(b []byte) {
 	if s.incomplt {
 		b[152] |= flagIncomplete
 	}
+	if s.of != (Identity{}) {
+		b[153], b[154] = s.of.Controller, byte(len(s.of.Shelf))
+		le.PutUint64(b[160:], s.regionBytes)
+		copy(b[168:168+MaxShelfName], s.of.Shelf)
+	}
 	le.PutUint32(b[12:], checksum(b[:BlockBytes]))
 }
 
@@ -106,7 +114,7 @@ func decodeSuper(b []byte, areaBytes int64) (super, error) {
 	case allZero(b):
 		return s, ErrEmpty
 	case string(b[:8]) != superMagic:
-		return s, fmt.Errorf("%w: no superblock", ErrForeign)
+		return s, fmt.Errorf("%w: no superblock, but other content (was it used for something else, or its size changed?)", ErrForeign)
 	case checksum(b) != le.Uint32(b[12:]):
 		return s, fmt.Errorf("%w: superblock checksum", ErrCorrupt)
 	case le.Uint32(b[8:]) != formatVersion:
@@ -125,6 +133,13 @@ func decodeSuper(b []byte, areaBytes int64) (super, error) {
 	s.acked = le.Uint64(b[128:])
 	s.mirror = b[152]&flagMirror != 0
 	s.incomplt = b[152]&flagIncomplete != 0
+	if b[153] != 0 {
+		s.of = Identity{Controller: b[153], Shelf: string(b[168 : 168+min(int(b[154]), MaxShelfName)])}
+		s.regionBytes = le.Uint64(b[160:])
+		if !s.of.valid() {
+			return super{}, fmt.Errorf("%w: superblock of controller %q", ErrCorrupt, b[153])
+		}
+	}
 	return s, s.check(areaBytes)
 }
 

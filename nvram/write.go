@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 )
 
 // The path of an Append:
@@ -45,7 +44,7 @@ type result struct {
 	err  error
 }
 
-var requests = sync.Pool{New: func() any { return &request{ch: make(chan result, 2)} }}
+func newRequest() any { return &request{ch: make(chan result, 2)} }
 
 func (q *request) finish(lsn uint64, err error) {
 	q.queued = false
@@ -131,7 +130,7 @@ func (l *Log) leave(q *request) {
 	l.mu.Unlock()
 	clear(q.sets)
 	q.sets = q.sets[:0]
-	requests.Put(q)
+	l.requests.Put(q)
 }
 
 func (l *Log) lead(q *request) {
@@ -202,7 +201,7 @@ func (l *Log) measure(sets []Set) (*request, error) {
 	if n, most := headerBlocksFor(len(sets), extents)+blocks, l.lane[laneOf(class)].maxRecordBlk; n > most {
 		return nil, fmt.Errorf("nvram: append of %d blocks, a record has at most %d: %w", n, most, ErrTooLarge)
 	}
-	q := requests.Get().(*request)
+	q := l.requests.Get().(*request)
 	q.sets = append(q.sets[:0], sets...)
 	q.class, q.extents, q.blocks = class, extents, blocks
 	return q, nil
@@ -314,11 +313,22 @@ func (l *Log) write(g group) {
 		g.pad.ready = true
 	}
 	g.rec.ready = true
-	l.changed.Broadcast()
+	var send func() bool
+	if s := l.partner.session; s != nil {
+		send = s.ready
+	}
+	if send == nil {
+		l.changed.Broadcast()
+	}
 	if l.closed || l.err != nil {
 		g.rec.abandon(l.cause())
 	}
 	l.mu.Unlock()
+	if send != nil && !send() {
+		l.mu.Lock()
+		l.changed.Broadcast()
+		l.mu.Unlock()
+	}
 	for _, r := range []*record{g.pad, g.rec} {
 		if r == nil {
 			continue

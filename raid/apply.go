@@ -23,10 +23,29 @@ func (a *Array) Apply(ctx context.Context, u *Update) error {
 		return err
 	}
 	defer a.leave()
+	moved, err := a.apply(u)
+	if moved && err == nil {
+		if _, err := a.repair(u.stripe); err != nil {
+			return fmt.Errorf("raid: apply: %w", err)
+		}
+	}
+	return err
+}
+
+// apply answers moved when a strip that the update touches has got a place since the update was prepared: a rebuild or
+// copy-back passed the stripe. The update has no image for it.
+func (a *Array) apply(u *Update) (moved bool, err error) {
 	defer a.stripes.lock(u.stripe)()
 	places := a.places(u.stripe)
 	if err := a.writable(u.stripe, places); err != nil {
-		return err
+		return false, err
+	}
+	images := uint64(0)
+	for i := range u.strips {
+		images |= 1 << u.strips[i].strip
+	}
+	for i, p := range places {
+		moved = moved || p.member != nil && u.gens[i] == u.gen && images>>i&1 == 0
 	}
 	later := make([]*stripSum, len(u.strips))
 	if !u.fresh {
@@ -54,12 +73,15 @@ func (a *Array) Apply(ctx context.Context, u *Update) error {
 		}
 		t.writeBlocks(p, s.strip, b, s.toWrite(later[i]))
 	}
-	err := a.finishWrite(t, u.stripe, meta)
+	if moved {
+		meta = nil
+	}
+	err = a.finishWrite(t, u.stripe, meta)
 	for _, b := range bufs {
 		b.release()
 	}
-	u.fresh = false
-	return err
+	u.fresh, u.applied = false, err == nil
+	return moved, err
 }
 
 // toWrite returns the blocks of the slot to be written, bit 0 the checksum block; later is what is there of a later

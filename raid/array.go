@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,8 @@ type Options struct {
 	ReadTimeout time.Duration
 	// WriteTimeout: a write, flush or label that takes longer fails its member. [30 s]
 	WriteTimeout time.Duration
+	// Suspicion is when a member that errs is suspected and failed.
+	Suspicion Suspicion
 	// Random makes UUIDs; simulations pass their own. [crypto/rand]
 	Random func([]byte)
 	// Logger hears of members that fail and blocks that are repaired. [none]
@@ -81,6 +84,19 @@ type MemberStatus struct {
 	// ReadErrors, WriteErrors and Timeouts were the drive's answers; ChecksumErrors are blocks that did not
 	// match; StaleStrips had lost a write; Repairs are strips rewritten in place.
 	ReadErrors, WriteErrors, Timeouts, ChecksumErrors, StaleStrips, Repairs uint64
+	// Hedges are reads of it that were late, so that parity was asked in its place.
+	Hedges uint64
+	// ID is the drive's own, in its label and the array's. Bytes is its size, 0 when absent; Serial what it says of
+	// itself, if it can.
+	ID     UUID
+	Bytes  int64
+	Serial string
+	// Points is what Suspicion counts; LastError the newest of any kind, and when.
+	Points      float64
+	LastError   string
+	LastErrorAt time.Time
+	// Job is what is being done for the member, or waits to go on; nil: nothing.
+	Job *JobStatus
 }
 
 // Refusal is a drive that Open did not take, and why (one of the Err… above, wrapped).
@@ -93,6 +109,8 @@ type Refusal struct {
 type Counters struct {
 	Reads, DegradedReads, FullWrites, Updates, UpdatesByDelta, UpdatesByRebuild uint64
 	Repairs, ChecksumErrors, StaleStrips, Unrecoverable, CacheHits, CacheMisses uint64
+	// Hedges are reads that did not wait for a member that was late; of HedgeWins parity answered in its place.
+	Hedges, HedgeWins uint64
 }
 
 // ArrayState sums the members up.
@@ -122,13 +140,15 @@ type Status struct {
 type Array struct {
 	id      UUID
 	opts    Options
-	layout  *layout.Layout
+	layout  *layout.Layout // the shape: data, parity and spares, which never change
 	code    reedsolomon.Encoder
 	members []*member
 	refused []Refusal
 	unused  []Drive // of the refused
 	stripes stripeLocks
+	pins    pins // stripes of updates between PrepareUpdate and Release
 	cache   *sumCache
+	pulse   pulse
 	ios     sync.WaitGroup // every I/O goroutine
 
 	// life is held for reading by every call, for writing by Close.
@@ -138,18 +158,32 @@ type Array struct {
 	// labelMu serialises changes of the label, and is held across their I/O.
 	labelMu   sync.Mutex
 	rebuildMu sync.Mutex // one rebuild at a time; taken before labelMu
-	// ready: the label is on a majority and names every absent member as failed, so that writes may begin.
+	// ready: the label is on all members, makes older copies of them known (offer.go), and names every absent member
+	// as failed, so that writes may begin.
 	ready atomic.Bool
+	// settled is the newest seq that this array put on every member that is not failed; labelMu guards it.
+	settled uint64
 
-	mu    sync.Mutex // guards the fields below and member.state
+	// guilty are members whose account says that they must fail (suspect.go).
+	guilty atomic.Uint64
+	risk   riskCache
+
+	mu    sync.Mutex // guards the fields below, members and member.state
 	label Label
 	err   error // why nothing is written any more
-	// rebuilt runs ahead of label.RebuildProgress: stripes below it are rebuilt, though perhaps not yet durably.
-	rebuilt uint64
+	// at is where strips lie; while the array grows, reshape says which of its two layouts holds (grow.go). They change
+	// with the label.
+	at      *layout.Layout
+	reshape *layout.Reshape
+	key     uint64 // of our reservation; 0: none
+	growing bool   // Grow is at work
+	carried uint64 // GrowStatus.Carried
+	job     *job   // the rebuild or copy-back at work; nil: none
 
 	counters struct {
 		reads, degradedReads, fullWrites, updates, updatesByDelta, updatesByRebuild atomic.Uint64
 		repairs, checksumErrors, staleStrips, unrecoverable, cacheHits, cacheMisses atomic.Uint64
+		hedges, hedgeWins                                                           atomic.Uint64
 	}
 }
 
@@ -178,11 +212,10 @@ func (a *Array) leave() { a.life.RUnlock() }
 
 // Geometry returns the shape of the array.
 func (a *Array) Geometry() Geometry {
-	l := a.layout
 	a.mu.Lock()
-	slots := a.label.Slots
+	l, n, slots := a.at, a.label.N, a.label.Slots
 	a.mu.Unlock()
-	return Geometry{N: l.Members(), K: l.Data(), M: l.Parity(), Spares: l.Spares(), Stripes: l.Stripes(slots),
+	return Geometry{N: n, K: l.Data(), M: l.Parity(), Spares: l.Spares(), Stripes: l.Stripes(slots),
 		StripeBytes: int64(l.Data()) * StripBytes}
 }
 
@@ -212,45 +245,75 @@ func (a *Array) log(level slog.Level, msg string, args ...any) {
 }
 
 // place is where a strip lies now; member is nil while it is nowhere: its member is absent, failed, or not
-// rebuilt so far.
+// rebuilt so far. twin is where it must be written too, because its member is being restored there (copyback.go).
 type place struct {
-	member *member
-	off    int64
+	member  *member
+	off     int64
+	twin    *member
+	twinOff int64
 }
 
 // places locates every strip of a stripe, sparing included.
 func (a *Array) places(stripe uint64) []place {
-	width := a.layout.Width()
-	out := make([]place, width)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	switch l := &a.label; {
+	case !l.Growing():
+	case stripe < l.GrowDone:
+		return a.placesBy(a.reshape.New, stripe)
+	case stripe < l.GrowStaged:
+		return a.stagePlaces(stripe)
+	}
+	return a.placesBy(a.at, stripe)
+}
+
+// placesBy locates the strips of a stripe by a layout. Called with mu held.
+func (a *Array) placesBy(at *layout.Layout, stripe uint64) []place {
+	out := make([]place, at.Width())
+	rebuilt, restored := a.label.RebuildMember >= 0 && a.done(at, false, stripe), a.label.Restore.Member() >= 0 && a.done(at, true, stripe)
 	for i := range out {
-		index, slot := a.layout.Strip(stripe, i)
-		// A spare's own member may have failed and been spared in turn: at most once per spare column.
-		for hop := 0; hop <= a.layout.Spares(); hop++ {
-			m := a.members[index]
-			if m.state == Online {
-				out[i] = place{m, DataOffset + int64(slot)*SlotBytes}
-				break
-			}
-			spare := a.label.spareFor(index, stripe, a.rebuilt)
-			if spare < 0 {
-				break
-			}
-			index = a.layout.Spare(slot, spare)
-		}
+		out[i] = a.locate(at, stripe, i, rebuilt, restored)
 	}
 	return out
 }
 
-// spareFor returns the spare column that holds the member's strip of a stripe, or -1.
-func (l *Label) spareFor(member int, stripe, rebuilt uint64) int {
-	for j, s := range l.SpareOf {
-		if int(s) == member+1 {
-			return j
-		}
+// layoutOf is the layout by which a stripe that is not staged lies; Array.mu is held.
+func (a *Array) layoutOf(stripe uint64) *layout.Layout {
+	if a.label.Growing() && stripe < a.label.GrowDone {
+		return a.reshape.New
 	}
-	if l.RebuildMember == member && l.RebuildSpare >= 0 && stripe < max(l.RebuildProgress, rebuilt) {
+	return a.at
+}
+
+// locate is placesBy for one strip, with the stripe rebuilt and restored or not; Array.mu is held.
+func (a *Array) locate(at *layout.Layout, stripe uint64, strip int, rebuilt, restored bool) (p place) {
+	index, slot := at.Strip(stripe, strip)
+	off := DataOffset + int64(slot)*SlotBytes
+	// A spare's own member may have failed and been spared in turn: at most once per spare column.
+	for hop := 0; hop <= at.Spares(); hop++ {
+		m := a.members[index]
+		if m.state == Online {
+			p.member, p.off = m, off
+			return p
+		}
+		if m.state == Restoring && restored {
+			p.twin, p.twinOff = m, off
+		}
+		spare := a.label.spareFor(index, rebuilt)
+		if spare < 0 {
+			break
+		}
+		index = at.Spare(slot, spare)
+	}
+	return place{member: p.twin, off: p.twinOff}
+}
+
+// spareFor returns the spare column that holds the member's strip of a stripe, or -1.
+func (l *Label) spareFor(member int, rebuilt bool) int {
+	if j := bytesIndex(l.SpareOf, member); j >= 0 {
+		return j
+	}
+	if rebuilt && l.RebuildMember == member {
 		return l.RebuildSpare
 	}
 	return -1
@@ -282,6 +345,7 @@ func (a *Array) address(stripe uint64, strip int) address {
 // Status is a snapshot.
 func (a *Array) Status() Status {
 	s := Status{Geometry: a.Geometry(), Refused: a.refused}
+	total := s.Geometry.Stripes
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s.Pool, s.Array, s.Err = a.label.Pool, a.label.Array, a.err
@@ -289,7 +353,8 @@ func (a *Array) Status() Status {
 	for _, m := range a.members {
 		ms := MemberStatus{Index: m.index, State: m.state, Slow: m.stuck.Load() > 0, ReadErrors: m.readErrors.Load(),
 			WriteErrors: m.writeErrors.Load(), Timeouts: m.timeouts.Load(), ChecksumErrors: m.checksumErrors.Load(),
-			StaleStrips: m.staleStrips.Load(), Repairs: m.repairs.Load()}
+			StaleStrips: m.staleStrips.Load(), Repairs: m.repairs.Load(),
+			Hedges: m.hedges.Load()}
 		if m.drive != nil {
 			ms.Path = m.drive.Name()
 		}
@@ -297,11 +362,14 @@ func (a *Array) Status() Status {
 			absent |= 1 << m.index
 		}
 		switch {
+		case m.state == Online && m.suspect.Load():
+			ms.State = Suspect
 		case m.state == Failed && a.label.lost(1<<m.index) == 0:
 			ms.State = Spared
-		case m.index == a.label.RebuildMember:
+		case m.state == Failed && m.index == a.label.RebuildMember:
 			ms.State = Rebuilding
 		}
+		a.describeMember(&ms, m, total)
 		s.Members = append(s.Members, ms)
 	}
 	s.State = a.state(absent)
@@ -309,7 +377,8 @@ func (a *Array) Status() Status {
 	s.Counters = Counters{Reads: c.reads.Load(), DegradedReads: c.degradedReads.Load(), FullWrites: c.fullWrites.Load(),
 		Updates: c.updates.Load(), UpdatesByDelta: c.updatesByDelta.Load(), UpdatesByRebuild: c.updatesByRebuild.Load(),
 		Repairs: c.repairs.Load(), ChecksumErrors: c.checksumErrors.Load(), StaleStrips: c.staleStrips.Load(),
-		Unrecoverable: c.unrecoverable.Load(), CacheHits: c.cacheHits.Load(), CacheMisses: c.cacheMisses.Load()}
+		Unrecoverable: c.unrecoverable.Load(), CacheHits: c.cacheHits.Load(), CacheMisses: c.cacheMisses.Load(),
+		Hedges: c.hedges.Load(), HedgeWins: c.hedgeWins.Load()}
 	return s
 }
 
@@ -348,8 +417,10 @@ func (a *Array) Close() error {
 	case <-timer.C:
 		err = fmt.Errorf("raid: close: %w", ErrTimeout)
 	}
-	drives := a.unused
-	for _, m := range a.members {
+	a.mu.Lock()
+	drives, members := a.unused, slices.Clone(a.members)
+	a.mu.Unlock()
+	for _, m := range members {
 		if m.drive != nil {
 			drives = append(drives, m.drive)
 		}
@@ -407,4 +478,14 @@ func (s *stripeLocks) rlock(stripe uint64) func() {
 	l := s.get(stripe)
 	l.RLock()
 	return func() { l.RUnlock(); s.put(stripe, l) }
+}
+
+// tryLock does not wait.
+func (s *stripeLocks) tryLock(stripe uint64) (unlock func(), ok bool) {
+	l := s.get(stripe)
+	if !l.TryLock() {
+		s.put(stripe, l)
+		return nil, false
+	}
+	return func() { l.Unlock(); s.put(stripe, l) }, true
 }

@@ -8,11 +8,11 @@ import (
 )
 
 // A checksum block stands before the data blocks of each strip. It is one 4096-byte block, little-endian; all
-// that matters lies in its first 512 bytes, so that no drive can tear it in half unseen:
+// that matters (of version 1) lies in its first 512 bytes, so that no drive can tear it in half unseen:
 //
 //	offset size field
 //	0      8    magic "LEDGESUM"
-//	8      2    version, 1
+//	8      2    version, 1 or 2
 //	10     1    strip index within the stripe: 0 to k-1 data, k to k+m-1 parity
 //	11     1    k
 //	12     1    m
@@ -21,19 +21,26 @@ import (
 //	32     8    stripe number
 //	40     8    generation of this strip: of the last write that touched it
 //	48     4    crc32c of the block, this field zero
-//	52     12   zero
+//	52     4    version 2, data strips: the lost blocks of this strip, bit c is block c (lost.go); else zero
+//	56     8    zero
 //	64     128  32 × block checksum
 //	192    288  parity strips: the generation of strip 0, 1, … k+m-1; data strips: zero
-//	480    …    zero
+//	480    144  version 2, parity strips: the lost blocks of strip 0, 1, … k+m-1, 4 bytes each; else zero
+//	624    …    zero
 //
 // A block's checksum is the crc32c of its 4096 bytes, begun with the crc32c of {array UUID, stripe, strip, block}:
 // the same bytes at another address have another checksum.
 //
-// Version 1: the first.
+// Version 1: the first. Version 2 has lost blocks, and is written only where a strip has any to tell of: readers of
+// version 1 take it for rotten, so that they answer an error for a stripe with lost blocks, and never zeros. (It is
+// also the only one of which something lies beyond 512 bytes; torn there it is found by its checksum, and
+// written again from the log like the blocks behind it.)
 const (
 	sumMagic   = "LEDGESUM"
 	sumVersion = 1
-	maxWidth   = 36
+	// sumLost is the version that tells of lost blocks.
+	sumLost  = 2
+	maxWidth = 36
 )
 
 // stripSum is what a checksum block says.
@@ -41,6 +48,9 @@ type stripSum struct {
 	gen  uint64
 	crcs [StripBlocks]uint32
 	gens []uint64 // of every strip; nil for data strips
+	// lost are the lost blocks of a data strip; losts, of a parity strip, those of every strip, nil for none.
+	lost  uint32
+	losts []uint32
 }
 
 // address is which strip a checksum block or a block belongs to.
@@ -56,6 +66,9 @@ func (s *stripSum) encode(b []byte, at address) {
 	le := binary.LittleEndian
 	copy(b, sumMagic)
 	le.PutUint16(b[8:], sumVersion)
+	if s.marked() {
+		le.PutUint16(b[8:], sumLost)
+	}
 	b[10], b[11], b[12] = byte(at.strip), byte(at.k), byte(at.m)
 	copy(b[16:], at.array[:])
 	le.PutUint64(b[32:], at.stripe)
@@ -65,6 +78,10 @@ func (s *stripSum) encode(b []byte, at address) {
 	}
 	for i, g := range s.gens {
 		le.PutUint64(b[192+8*i:], g)
+	}
+	le.PutUint32(b[52:], s.lost)
+	for i, l := range s.losts {
+		le.PutUint32(b[480+4*i:], l)
 	}
 	le.PutUint32(b[48:], blockSum(b[:BlockBytes], 48))
 }
@@ -80,7 +97,7 @@ func decodeSum(b []byte, at address) (*stripSum, error) {
 		return nil, fmt.Errorf("no checksum block: %w", ErrCorrupt)
 	case blockSum(b, 48) != le.Uint32(b[48:]):
 		return nil, fmt.Errorf("checksum block rotten: %w", ErrCorrupt)
-	case le.Uint16(b[8:]) != sumVersion:
+	case le.Uint16(b[8:]) != sumVersion && le.Uint16(b[8:]) != sumLost:
 		return nil, fmt.Errorf("checksum block version %d: %w", le.Uint16(b[8:]), ErrCorrupt)
 	case !bytes.Equal(b[16:32], at.array[:]), le.Uint64(b[32:]) != at.stripe, int(b[10]) != at.strip,
 		int(b[11]) != at.k, int(b[12]) != at.m:
@@ -101,14 +118,51 @@ func decodeSum(b []byte, at address) (*stripSum, error) {
 			return nil, fmt.Errorf("checksum block of two generations: %w", ErrCorrupt)
 		}
 	}
+	if le.Uint16(b[8:]) == sumLost {
+		s.decodeLost(b, at)
+	}
 	return s, nil
 }
 
 // blockCRC is the checksum of one data or parity block.
 func blockCRC(at address, block int, data []byte) uint32 {
-	var a [32]byte
-	copy(a[:], at.array[:])
-	binary.LittleEndian.PutUint64(a[16:], at.stripe)
-	a[24], a[25] = byte(at.strip), byte(block)
-	return crc32.Update(crc32.Checksum(a[:], castagnoli), castagnoli, data)
+	return seedOf(at.array, at.stripe).block(at.strip, block, data)
 }
+
+// crcSeed is the checksum of the address of strip 0, block 0 of a stripe. That of any other block of the stripe differs by what
+// does not depend on array and stripe, since a CRC is affine: addressCRCs.
+type crcSeed uint32
+
+func seedOf(array UUID, stripe uint64) crcSeed {
+	var a [addressBytes]byte
+	copy(a[:], array[:])
+	binary.LittleEndian.PutUint64(a[16:], stripe)
+	return crcSeed(crc32.Checksum(a[:], castagnoli))
+}
+
+// block is the checksum of a block of the stripe.
+func (s crcSeed) block(strip, block int, data []byte) uint32 {
+	return crc32.Update(uint32(s)^addressCRCs.strip[strip]^addressCRCs.block[block], castagnoli, data)
+}
+
+// addressBytes is the address that a block's checksum begins with: array UUID 16, stripe 8, strip 1, block 1, zero 6.
+const addressBytes = 32
+
+// addressCRCs are the differences that a strip and a block make to the checksum of an address.
+var addressCRCs = func() (d struct {
+	strip [maxWidth]uint32
+	block [StripBlocks]uint32
+}) {
+	var a [addressBytes]byte
+	zero := crc32.Checksum(a[:], castagnoli)
+	for i := range d.strip {
+		a[24] = byte(i)
+		d.strip[i] = crc32.Checksum(a[:], castagnoli) ^ zero
+	}
+	a[24] = 0
+	for i := range d.block {
+		a[25] = byte(i)
+		d.block[i] = crc32.Checksum(a[:], castagnoli) ^ zero
+	}
+	return d
+}()

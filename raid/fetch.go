@@ -29,6 +29,8 @@ type view struct {
 	parity  bool     // all parity strips were asked for gens
 	learned bool     // a checksum block was read that was not in memory
 	patient bool
+	// hedged: members were late, and others are not waited for longer than for them.
+	hedged bool
 	// fromMedia ignores the checksum blocks in memory: a repair judges what the members hold.
 	fromMedia bool
 }
@@ -41,7 +43,8 @@ type stripView struct {
 	asked      bool // the checksum block was read, or is in memory
 	badSum     bool // it is no good: unreadable, rotten, another's
 	stale      bool
-	silent     bool // did not answer in time, or is not asked because it hangs
+	silent     bool // did not answer in time, or is not asked because it hangs or is suspect
+	unread     bool // a read of it failed: it may yet be good
 	buf        *buffer
 }
 
@@ -75,6 +78,13 @@ func (v *view) usable(i int) bool {
 func (v *view) fetch() error {
 	defer v.count()
 	err := v.attempt()
+	if v.hedged && (err != nil || !v.told()) {
+		v.hedged, v.parity = false, false
+		for i := range v.strips {
+			v.strips[i].silent = false
+		}
+		err = v.attempt()
+	}
 	if err == nil || v.patient {
 		return err
 	}
@@ -83,7 +93,7 @@ func (v *view) fetch() error {
 		s := &v.strips[i]
 		if s.silent || s.bad != 0 || s.badSum {
 			s.silent, s.asked, s.badSum, s.bad, s.sum = false, false, false, 0, nil
-			s.have = 0
+			s.have, s.unread = 0, false
 			again = true
 		}
 	}
@@ -92,6 +102,16 @@ func (v *view) fetch() error {
 	}
 	v.patient, v.parity = true, false
 	return v.attempt()
+}
+
+// told says whether a parity strip has told the generations.
+func (v *view) told() bool {
+	for i := v.a.layout.Data(); i < len(v.strips); i++ {
+		if s := &v.strips[i]; s.sum != nil && !s.silent {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *view) attempt() error {
@@ -128,6 +148,7 @@ func (v *view) count() {
 	for i := range v.strips {
 		if s := &v.strips[i]; s.badSum && v.places[i].member != nil {
 			v.a.noteChecksum(v.places[i].member)
+			v.a.blame(v.places[i].member, v.stripe, "rotten checksum block")
 		}
 	}
 }
@@ -200,7 +221,14 @@ func (v *view) plan(t *batch, i int, columns uint32) {
 	if p.member == nil || s.badSum || s.stale || s.silent || columns == 0 && s.asked {
 		return
 	}
-	if p.member.stuck.Load() > 0 && !v.patient {
+	if !v.patient && (p.member.stuck.Load() > 0 || v.hedged && p.member.late.Load() > 0) {
+		if p.member.stuck.Load() > 0 {
+			v.a.blameHang(p.member)
+		}
+		s.silent = true
+		return
+	}
+	if columns != 0 && !v.patient && !v.fromMedia && v.a.avoid(p.member) {
 		s.silent = true
 		return
 	}
@@ -248,6 +276,9 @@ func (v *view) perform(t *batch) {
 	if v.patient {
 		limit = v.a.opts.WriteTimeout
 	}
+	if v.hedged {
+		t.hedge, limit = true, min(v.a.pulse.bound(), limit)
+	}
 	t.run(limit)
 	fresh := make([]uint32, len(v.strips)) // columns that were read now
 	for _, o := range t.ops {
@@ -280,12 +311,15 @@ func (v *view) arrived(o *op, fresh []uint32) {
 	case o.outcome.Load() == opAbandoned:
 		// The drive may yet write into the buffer: it is the op's alone from now on.
 		s.silent = true
+		v.a.blame(o.member, v.stripe, "read timed out")
 		if s.buf == o.buf {
 			s.buf.release()
 			s.buf, s.have, s.computed = nil, 0, 0
 		}
 	case s.silent:
 	case o.err() != nil:
+		v.a.blame(o.member, v.stripe, o.err().Error())
+		s.unread = true
 		if first == 0 {
 			s.asked, s.badSum = true, true
 		}
@@ -326,6 +360,7 @@ func (v *view) judge(i int, fresh uint32) {
 	if stale {
 		if !s.stale {
 			v.a.noteStale(v.places[i].member)
+			v.a.blame(v.places[i].member, v.stripe, "lost write")
 		}
 		s.stale, s.have = true, 0
 		return
@@ -342,6 +377,7 @@ func (v *view) judge(i int, fresh uint32) {
 		} else if s.bad&bit == 0 {
 			s.bad |= bit
 			v.a.noteChecksum(v.places[i].member)
+			v.a.blame(v.places[i].member, v.stripe, "rotten block")
 		}
 	}
 }

@@ -2,8 +2,10 @@ package raid
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"flag"
+	"hash/crc32"
 	"os"
 	"testing"
 )
@@ -63,6 +65,16 @@ func sampleUpdate() *Update {
 	return u
 }
 
+// sampleLoss is sampleUpdate with lost blocks and blocks of zeros.
+func sampleLoss() *Update {
+	u := sampleUpdate()
+	u.losts = []uint32{1 << 2, 0, 1 << 7, 0, 0}
+	s := &u.strips[0]
+	s.zeros, s.blocks[0] = 1<<2, zeroBlock
+	s.crcs[2] = blockCRC(sampleAddress(0), 2, zeroBlock)
+	return u
+}
+
 func TestGolden(t *testing.T) {
 	b := make([]byte, BlockBytes)
 	sampleLabel().encode(b)
@@ -73,6 +85,15 @@ func TestGolden(t *testing.T) {
 	again := make([]byte, BlockBytes)
 	if l.encode(again); !bytes.Equal(again, b) {
 		t.Fatal("label does not round-trip")
+	}
+	growing := sampleLabel()
+	growing.N, growing.GrowFrom, growing.GrowSlots, growing.GrowDone, growing.GrowStaged = 13, 12, 990, 40, 42
+	growing.encode(b)
+	if l, err = decodeLabel(golden(t, "label-grow.golden", b)); err != nil || l.GrowFrom != 12 || l.GrowStaged != 42 {
+		t.Fatal(l, err)
+	}
+	if l.encode(again); !bytes.Equal(again, b) {
+		t.Fatal("label of a growth does not round-trip")
 	}
 	sum := &stripSum{gen: 9, gens: []uint64{9, 4, 5, 9, 9}}
 	for c := range sum.crcs {
@@ -86,13 +107,23 @@ func TestGolden(t *testing.T) {
 	if s.encode(again, sampleAddress(4)); !bytes.Equal(again, b) {
 		t.Fatal("checksum block does not round-trip")
 	}
-	enc := bytes.Join(sampleUpdate().Encode(), nil)
-	u, err := DecodeUpdate([][]byte{golden(t, "update.golden", enc[:BlockBytes]), enc[BlockBytes:]})
-	if err != nil {
+	sum.losts = []uint32{1 << 2, 0, 1 << 7, 0, 0}
+	sum.encode(b, sampleAddress(4))
+	if s, err = decodeSum(golden(t, "checksum-lost.golden", b), sampleAddress(4)); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(bytes.Join(u.Encode(), nil), enc) || u.Blocks()*BlockBytes != len(enc) {
-		t.Fatal("update does not round-trip")
+	if s.encode(again, sampleAddress(4)); !bytes.Equal(again, b) {
+		t.Fatal("checksum block with lost blocks does not round-trip")
+	}
+	for name, u := range map[string]*Update{"update.golden": sampleUpdate(), "update-lost.golden": sampleLoss()} {
+		enc := bytes.Join(u.Encode(), nil)
+		u, err := DecodeUpdate([][]byte{golden(t, name, enc[:BlockBytes]), enc[BlockBytes:]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(bytes.Join(u.Encode(), nil), enc) || u.Blocks()*BlockBytes != len(enc) {
+			t.Fatal("update does not round-trip")
+		}
 	}
 }
 
@@ -104,25 +135,29 @@ func TestDecodersRefuse(t *testing.T) {
 			t.Errorf("%+v: %v", at, err)
 		}
 	}
-	enc := bytes.Join(sampleUpdate().Encode(), nil)
-	for i := 0; i < len(enc)*8; i += 61 {
-		enc[i/8] ^= 1 << (i % 8)
-		if _, err := DecodeUpdate([][]byte{enc}); !errors.Is(err, ErrCorrupt) {
-			t.Fatalf("update, bit %d: %v", i, err)
+	for _, u := range []*Update{sampleUpdate(), sampleLoss()} {
+		enc := bytes.Join(u.Encode(), nil)
+		for i := 0; i < len(enc)*8; i += 61 {
+			enc[i/8] ^= 1 << (i % 8)
+			if _, err := DecodeUpdate([][]byte{enc}); !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("update, bit %d: %v", i, err)
+			}
+			enc[i/8] ^= 1 << (i % 8)
 		}
-		enc[i/8] ^= 1 << (i % 8)
+		for n := 0; n < len(enc); n += BlockBytes {
+			if _, err := DecodeUpdate([][]byte{enc[:n]}); !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("update cut at %d: %v", n, err)
+			}
+		}
 	}
-	for n := 0; n < len(enc); n += BlockBytes {
-		if _, err := DecodeUpdate([][]byte{enc[:n]}); !errors.Is(err, ErrCorrupt) {
-			t.Fatalf("update cut at %d: %v", n, err)
+	for _, b := range [][]byte{b, golden(t, "checksum-lost.golden", nil)} {
+		for i := 0; i < BlockBytes*8; i += 13 {
+			b[i/8] ^= 1 << (i % 8)
+			if _, err := decodeSum(b, sampleAddress(4)); !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("checksum block, bit %d: %v", i, err)
+			}
+			b[i/8] ^= 1 << (i % 8)
 		}
-	}
-	for i := 0; i < BlockBytes*8; i += 13 {
-		b[i/8] ^= 1 << (i % 8)
-		if _, err := decodeSum(b, sampleAddress(4)); !errors.Is(err, ErrCorrupt) {
-			t.Fatalf("checksum block, bit %d: %v", i, err)
-		}
-		b[i/8] ^= 1 << (i % 8)
 	}
 	l := golden(t, "label.golden", nil)
 	for i := 0; i < BlockBytes*8; i += 13 {
@@ -137,6 +172,7 @@ func TestDecodersRefuse(t *testing.T) {
 // The fuzzers repair the checksum, so that what is behind it is reached.
 func FuzzLabel(f *testing.F) {
 	f.Add(golden(f, "label.golden", nil))
+	f.Add(golden(f, "label-grow.golden", nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) == BlockBytes {
 			le32(b[12:], blockSum(b, 12))
@@ -158,6 +194,7 @@ func FuzzLabel(f *testing.F) {
 
 func FuzzChecksum(f *testing.F) {
 	f.Add(golden(f, "checksum.golden", nil))
+	f.Add(golden(f, "checksum-lost.golden", nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) == BlockBytes {
 			le32(b[48:], blockSum(b, 48))
@@ -170,6 +207,7 @@ func FuzzChecksum(f *testing.F) {
 
 func FuzzUpdate(f *testing.F) {
 	f.Add(golden(f, "update.golden", nil), uint8(6))
+	f.Add(golden(f, "update-lost.golden", nil), uint8(5))
 	f.Fuzz(func(t *testing.T, b []byte, blocks uint8) {
 		b = bytes.Clone(b)
 		if len(b)%BlockBytes == 0 && len(b) > 0 {
@@ -190,3 +228,20 @@ func FuzzUpdate(f *testing.F) {
 }
 
 func le32(b []byte, v uint32) { b[0], b[1], b[2], b[3] = byte(v), byte(v>>8), byte(v>>16), byte(v>>24) }
+
+// TestBlockCRC: the checksum of a block is what the format says, for every strip and block that an array can have.
+func TestBlockCRC(t *testing.T) {
+	data := pattern(BlockBytes, 7)
+	for strip := range maxWidth {
+		for block := range StripBlocks {
+			at := address{array: UUID{1, 2, 3, 15: 9}, stripe: 1<<40 + 77, strip: strip}
+			var a [32]byte
+			copy(a[:], at.array[:])
+			binary.LittleEndian.PutUint64(a[16:], at.stripe)
+			a[24], a[25] = byte(strip), byte(block)
+			if got, want := blockCRC(at, block, data), crc32.Checksum(append(a[:], data...), castagnoli); got != want {
+				t.Fatalf("strip %d block %d: %#x, want %#x", strip, block, got, want)
+			}
+		}
+	}
+}

@@ -11,7 +11,7 @@ import (
 //
 //	offset size field
 //	0      8    magic "LEDGELBL"
-//	8      4    version, 1
+//	8      4    version, 1; 2 while the array grows
 //	12     4    crc32c of the block, this field zero
 //	16     16   pool UUID
 //	32     16   array UUID
@@ -40,12 +40,31 @@ import (
 //	170    6    zero
 //	176    1024 opaque: the caller's own
 //	1200   1024 64 × member UUID, by member: a drive that was replaced and comes back is not taken
-//	2224   …    zero
+//	2224   76   zero
+//	2300   1    members before the growth that is under way, 0 none: n is what there will be (grow.go)
+//	2301   3    zero
+//	2304   8    slots of each member after the growth
+//	2312   8    stripes below this one lie by the new layout
+//	2320   8    stripes below this one, and not below that, are staged
+//	2328   232  zero
+//	2560   8    settled: the newest seq known to be on every member that is not failed; 0 unknown
+//	2568   1    1 + the member being restored (copyback.go), 0 none
+//	2569   1    1: its drive may hold current strips
+//	2570   6    zero
+//	2576   8    stripes below this one are restored
+//	2584   128  4 × urgent pass of the rebuild
+//	2712   128  4 × urgent pass of the restore
+//	2840   …    zero
 //
-// Version 1: the first.
+// An urgent pass (rebuild.go), 32 bytes: 8 stripes below this one were visited, 8 failed members, 8 spare of member,
+// 1 strips that a stripe must have lost, 7 zero.
+//
+// Version 1: the first. Version 2: fields from 2300 on; written only while they say something, because who does not know
+// them must not touch an array whose stripes lie by two layouts.
 const (
 	labelMagic   = "LEDGELBL"
 	labelVersion = 1
+	growVersion  = 2
 	labelSlots   = 2
 	// MaxOpaque bounds Label.Opaque.
 	MaxOpaque = 1024
@@ -91,7 +110,20 @@ type Label struct {
 	SoloLSN         uint64
 	NVRAM           UUID
 	Opaque          []byte
+	// Settled is the newest seq that was known to be on every member that is not failed; the array's.
+	Settled       uint64
+	RebuildPasses [maxPasses]Pass
+	Restore       Restore
+	// GrowFrom is the number of members before the growth that is under way; 0: none. N is the number after it, Slots
+	// still what it was, GrowSlots what it will be. Stripes below GrowDone lie by the new layout, those from there to
+	// GrowStaged are staged.
+	GrowFrom             int
+	GrowSlots            uint64
+	GrowDone, GrowStaged uint64
 }
+
+// Growing tells whether members are being added.
+func (l *Label) Growing() bool { return l.GrowFrom != 0 }
 
 // Solo tells whether FlagSolo is set.
 func (l *Label) Solo() bool { return l.Flags&FlagSolo != 0 }
@@ -123,6 +155,7 @@ func (l *Label) encode(b []byte) {
 	le := binary.LittleEndian
 	copy(b, labelMagic)
 	le.PutUint32(b[8:], labelVersion)
+	l.encodeGrow(b)
 	copy(b[16:], l.Pool[:])
 	copy(b[32:], l.Array[:])
 	copy(b[48:], l.MemberID[:])
@@ -141,6 +174,10 @@ func (l *Label) encode(b []byte) {
 	le.PutUint64(b[160:], l.RebuildProgress)
 	le.PutUint16(b[168:], uint16(len(l.Opaque)))
 	copy(b[176:176+MaxOpaque], l.Opaque)
+	le.PutUint64(b[2560:], l.Settled)
+	l.Restore.encode(b[2568:])
+	encodePasses(b[2584:], l.RebuildPasses)
+	encodePasses(b[2712:], l.Restore.Passes)
 	for i, id := range l.IDs {
 		copy(b[1200+16*i:], id[:])
 	}
@@ -159,7 +196,8 @@ func decodeLabel(b []byte) (*Label, error) {
 	if got, want := blockSum(b, 12), le.Uint32(b[12:]); got != want {
 		return nil, fmt.Errorf("label checksum %08x, computed %08x: %w", want, got, ErrCorrupt)
 	}
-	if v := le.Uint32(b[8:]); v != labelVersion {
+	v := le.Uint32(b[8:])
+	if v != labelVersion && v != growVersion {
 		return nil, fmt.Errorf("label version %d: %w", v, ErrCorrupt)
 	}
 	l := &Label{
@@ -173,6 +211,9 @@ func decodeLabel(b []byte) (*Label, error) {
 	copy(l.MemberID[:], b[48:])
 	copy(l.NVRAM[:], b[104:])
 	copy(l.SpareOf[:], b[144:])
+	l.Settled = le.Uint64(b[2560:])
+	l.Restore.decode(b[2568:])
+	l.RebuildPasses, l.Restore.Passes = decodePasses(b[2584:]), decodePasses(b[2712:])
 	for i := range l.IDs {
 		copy(l.IDs[i][:], b[1200+16*i:])
 	}
@@ -182,6 +223,11 @@ func decodeLabel(b []byte) (*Label, error) {
 	}
 	if n > 0 {
 		l.Opaque = bytes.Clone(b[176 : 176+n])
+	}
+	if v == growVersion {
+		if err := l.decodeGrow(b); err != nil {
+			return nil, err
+		}
 	}
 	if err := l.validate(); err != nil {
 		return nil, err
@@ -201,12 +247,16 @@ func (l *Label) validate() error {
 		return bad("member", l.Member)
 	case l.Slots == 0 || l.Slots > 1<<48:
 		return bad("slots", l.Slots)
-	case l.MemberBytes != DataOffset+int64(l.Slots)*SlotBytes:
+	case l.MemberBytes != DataOffset+int64(max(l.Slots, l.GrowSlots))*SlotBytes:
 		return bad("member bytes", l.MemberBytes)
 	case l.N < 64 && l.Failed>>l.N != 0:
 		return bad("failed members", l.Failed)
 	case l.RebuildMember >= l.N || l.RebuildSpare >= l.Spares || (l.RebuildMember < 0) != (l.RebuildSpare < 0):
 		return bad("rebuild of", l.RebuildMember)
+	case l.Restore.Member() >= l.N || l.Restore.Member() >= 0 && l.Failed>>l.Restore.Member()&1 == 0:
+		return bad("restore of", l.Restore.Member())
+	case l.Settled > l.Seq:
+		return bad("settled seq", l.Settled)
 	case len(l.Opaque) > MaxOpaque:
 		return bad("opaque bytes", len(l.Opaque))
 	}
@@ -215,7 +265,7 @@ func (l *Label) validate() error {
 			return bad("spare of", s)
 		}
 	}
-	return nil
+	return l.validateGrow()
 }
 
 // clone copies the label, Opaque included.

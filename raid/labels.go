@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/bits"
+	"slices"
 )
 
 // How the members agree.
@@ -24,22 +25,24 @@ type DriveLabel struct {
 	Path  string
 	Label *Label // the newer of its two slots; nil with Err
 	Err   error
+	torn  bool // its other slot cannot be read: it may have been the newer
 }
 
 // readDriveLabel reads both slots of a drive. A slot that is torn or rotten counts as absent when the other is good.
-func readDriveLabel(d Drive) (*Label, error) {
+func readDriveLabel(d Drive) (label *Label, torn bool, err error) {
 	buf := alignedBytes(labelSlots * BlockBytes)
 	if d.Size() < DataOffset {
-		return nil, fmt.Errorf("raid: %s: %d bytes: %w", d.Name(), d.Size(), ErrBlank)
+		return nil, false, fmt.Errorf("raid: %s: %d bytes: %w", d.Name(), d.Size(), ErrBlank)
 	}
 	if _, err := d.ReadAt(buf, 0); err != nil {
-		return nil, fmt.Errorf("raid: %s: read label: %w", d.Name(), err)
+		return nil, false, fmt.Errorf("raid: %s: read label: %w", d.Name(), err)
 	}
 	var best *Label
-	err := ErrBlank
+	err = ErrBlank
 	for i := range labelSlots {
 		l, e := decodeLabel(buf[i*BlockBytes : (i+1)*BlockBytes])
 		if e != nil {
+			torn = true
 			if !errors.Is(e, ErrBlank) {
 				err = e
 			}
@@ -50,23 +53,30 @@ func readDriveLabel(d Drive) (*Label, error) {
 		}
 	}
 	if best == nil {
-		return nil, fmt.Errorf("raid: %s: %w", d.Name(), err)
+		return nil, torn, fmt.Errorf("raid: %s: %w", d.Name(), err)
 	}
-	return best, nil
+	return best, torn, nil
 }
 
-// truth returns the newest of the labels of one array, and whether they come from a majority of its members.
-func truth(labels []*Label) (*Label, error) {
+// truth returns the newest of the labels of one array, and whether they come from a majority of its members. What is
+// no member by the newest label, because it failed or another drive took its place, has no vote: a change that it never
+// saw may have been written without it.
+func truth(labels []DriveLabel) (*Label, error) {
 	var best *Label
 	var seen uint64
-	for _, l := range labels {
-		if best == nil || l.newer(best) {
-			best = l
+	for _, d := range labels {
+		if best == nil || d.Label.newer(best) {
+			best = d.Label
 		}
-		seen |= 1 << l.Member
 	}
 	if best == nil {
 		return nil, ErrBlank
+	}
+	for _, d := range labels {
+		l := d.Label
+		if l.Member < best.N && l.MemberID == best.IDs[l.Member] && best.Failed>>l.Member&1 == 0 && !d.older(best) {
+			seen |= 1 << l.Member
+		}
 	}
 	if n := bits.OnesCount64(seen); n < majority(best.N) {
 		return nil, fmt.Errorf("raid: labels of %d of %d members can be read: %w", n, best.N, ErrNoMajority)
@@ -105,7 +115,10 @@ func (a *Array) ReadLabel(ctx context.Context) (Label, error) {
 func (a *Array) readTruth() (*Label, error) {
 	t := a.newBatch()
 	var bufs []*buffer
-	for _, m := range a.members {
+	a.mu.Lock()
+	members := slices.Clone(a.members)
+	a.mu.Unlock()
+	for _, m := range members {
 		if m.drive == nil {
 			continue
 		}
@@ -114,13 +127,13 @@ func (a *Array) readTruth() (*Label, error) {
 		t.read(m, 0, b, b.b[:labelSlots*BlockBytes], 0)
 	}
 	t.run(a.opts.WriteTimeout)
-	var labels []*Label
+	var labels []DriveLabel
 	for i, o := range t.ops {
 		if o.err() == nil {
 			for s := range labelSlots {
 				l, err := decodeLabel(o.b[s*BlockBytes : (s+1)*BlockBytes])
 				if err == nil && l.Array == a.id && l.Member == o.member.index {
-					labels = append(labels, l)
+					labels = append(labels, DriveLabel{Label: l, torn: true})
 				}
 			}
 		}
@@ -179,6 +192,10 @@ func (a *Array) changeLabel(change func(*Label)) error {
 		return fmt.Errorf("raid: write label: epoch %d after %d: %w", next.Epoch, epoch, ErrStaleEpoch)
 	}
 	next.Failed |= a.absent()
+	a.dropRestore(&next, 0)
+	before := a.Label()
+	raised := before.Failed &^ next.Failed // restored
+	next.Settled = max(next.Settled, a.settled)
 	if err := next.validate(); err != nil {
 		return fmt.Errorf("raid: write label: %w", err)
 	}
@@ -195,12 +212,41 @@ func (a *Array) changeLabel(change func(*Label)) error {
 		if err != nil {
 			return a.latch(fmt.Errorf("raid: write label: %w", err))
 		}
+		if missed&raised != 0 {
+			// It failed in the very moment when it was to be a member again: all is as before. Nobody relied on it yet.
+			epoch := next
+			next = before
+			next.Owner, next.Epoch, next.Flags, next.SoloLSN, next.NVRAM, next.Opaque =
+				epoch.Owner, epoch.Epoch, epoch.Flags, epoch.SoloLSN, epoch.NVRAM, epoch.Opaque
+			next.Failed |= missed | a.absent()
+			next.Settled = max(next.Settled, a.settled)
+			raised = 0
+			a.dropRestore(&next, missed)
+			continue
+		}
 		a.adopt(&next)
 		if missed == 0 {
-			a.ready.Store(true)
+			// In the second change since Open Settled says that the first is everywhere.
+			a.ready.Store(a.settled != 0)
+			a.settled = seq
 			return nil
 		}
 		next.Failed |= missed
+		a.dropRestore(&next, missed)
+	}
+}
+
+// dropRestore takes a copy-back out of a label when its drive missed something or is not there.
+func (a *Array) dropRestore(l *Label, missed uint64) {
+	r := l.Restore.Member()
+	if r < 0 {
+		return
+	}
+	a.mu.Lock()
+	state := a.members[r].state
+	a.mu.Unlock()
+	if state != Restoring || missed>>r&1 != 0 {
+		l.Restore = Restore{}
 	}
 }
 
@@ -221,10 +267,12 @@ func (a *Array) absent() uint64 {
 // missed it; an error when it did not reach a majority.
 func (a *Array) writeLabels(l *Label) (missed uint64, err error) {
 	var targets []*member
+	states := make(map[*member]MemberState)
 	a.mu.Lock()
 	for _, m := range a.members {
-		if m.state == Online && l.Failed>>m.index&1 == 0 {
+		if m.state == Online && l.Failed>>m.index&1 == 0 || m.state == Restoring && (l.Restore.Member() == m.index || l.Failed>>m.index&1 == 0) {
 			targets = append(targets, m)
+			states[m] = m.state
 		}
 	}
 	a.mu.Unlock()
@@ -252,7 +300,10 @@ func (a *Array) writeLabels(l *Label) (missed uint64, err error) {
 		err := o.err()
 		switch {
 		case err == nil:
-			written++
+			// Whether a restored drive has this label, no reader may conclude from the one before.
+			if states[o.member] == Online {
+				written++
+			}
 			continue
 		case isReservation(err):
 			return 0, err
@@ -277,13 +328,19 @@ func (a *Array) adopt(l *Label) {
 	a.mu.Lock()
 	moved := false
 	for _, m := range a.members {
-		if l.Failed>>m.index&1 != 0 && m.state != Failed {
+		failed := l.Failed>>m.index&1 != 0
+		switch {
+		case m.state == Restoring && !failed:
+			m.state, moved = Online, true
+		case m.state == Restoring && l.Restore.Member() == m.index:
+		case failed && m.state != Failed:
 			a.log(slog.LevelError, "raid: member failed", "member", m.index)
 			m.state = Failed
 			moved = true
 		}
 	}
 	moved = moved || l.SpareOf != a.label.SpareOf
+	a.adoptGrow(l)
 	a.label = l.clone()
 	a.mu.Unlock()
 	if moved {
@@ -304,10 +361,23 @@ func (a *Array) prepareToWrite() error {
 	}
 	a.labelMu.Lock()
 	defer a.labelMu.Unlock()
-	if a.ready.Load() {
-		return nil
+	for !a.ready.Load() {
+		if err := a.changeLabel(func(*Label) {}); err != nil {
+			return err
+		}
 	}
-	return a.changeLabel(func(*Label) {})
+	return nil
+}
+
+// SettleLabel writes the label so that every copy of a member made before is known as old when the array is opened
+// next. Opening does it before the first write; who may see copies made under a running array calls it now and then.
+func (a *Array) SettleLabel(ctx context.Context) error {
+	for range 2 {
+		if err := a.WriteLabel(ctx, func(*Label) {}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settle handles the errors of a batch of writes: members that missed one are recorded as failed before
@@ -339,11 +409,17 @@ func (a *Array) fail(members uint64) error {
 	defer a.labelMu.Unlock()
 	a.mu.Lock()
 	known := a.label.Failed
+	if r := a.label.Restore.Member(); r >= 0 {
+		known &^= 1 << r // it is failed, but what it holds counts
+	}
 	a.mu.Unlock()
 	if members&^known == 0 {
 		return a.Err()
 	}
-	return a.changeLabel(func(l *Label) { l.Failed |= members })
+	return a.changeLabel(func(l *Label) {
+		l.Failed |= members
+		a.dropRestore(l, members)
+	})
 }
 
 func isReservation(err error) bool { return errors.Is(err, ErrReservation) }

@@ -2,6 +2,7 @@ package raid_test
 
 import (
 	"fmt"
+	"math/bits"
 	"testing"
 
 	"github.com/ledge-storage/ledge/raid"
@@ -62,6 +63,31 @@ func TestLies(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// A drive that goes on lying, its repairs too, must not keep an update from being made: it is failed in the
+// end. (A repair that is torn heals half of what is left.)
+func TestLiesWithoutEnd(t *testing.T) {
+	for _, v := range []raidtest.Verdict{raidtest.Lose, raidtest.Tear, raidtest.Misdirect} {
+		for liars := 1; liars <= 2; liars++ {
+			b := newBed(t, 6, raid.Options{K: 3, M: 2}, 10)
+			b.fillAll()
+			for strip := range liars {
+				disk, _ := b.where(0, strip, 0)
+				disk.MisdirectBy(raid.SlotBytes)
+				disk.Once(1<<30, v)
+			}
+			b.update(0, 3, 35, 67)
+			b.cold()
+			b.update(0, 4, 36, 68)
+			if failed := b.a.Label().Failed; v != raidtest.Tear && bits.OnesCount64(failed) != liars {
+				t.Fatalf("verdict %d: failed members %06b with %d liars", v, failed, liars)
+			}
+			b.checkAll()
+			b.cold()
+			b.checkAll()
 		}
 	}
 }

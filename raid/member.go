@@ -11,18 +11,30 @@ type member struct {
 	index int
 	id    UUID
 	drive Drive // nil: absent
-	state MemberState
+	// vector is drive, where it is one; else nil.
+	vector VectorWriter
+	state  MemberState
 	// queue bounds the I/Os in flight.
 	queue chan struct{}
 	// stuck counts I/Os that were given up on and have not come back. While there are any, reads go round the
 	// member where parity allows.
 	stuck atomic.Int32
+	// waiting counts the I/Os that wait for a place in the queue, or have one.
+	waiting atomic.Int32
+	// suspect: reads go round it; see suspect.go, which has the account.
+	suspect atomic.Bool
+	account account
+	// late counts reads that were hedged and have not come back.
+	late atomic.Int32
+	// latencies of reads.
+	latencies latencies
 
-	readErrors, writeErrors, timeouts, checksumErrors, staleStrips, repairs atomic.Uint64
+	readErrors, writeErrors, timeouts, checksumErrors, staleStrips, repairs, hedges atomic.Uint64
 }
 
 func newMember(index int, drive Drive, depth int) *member {
 	m := &member{index: index, drive: drive, state: Missing, queue: make(chan struct{}, depth)}
+	m.vector, _ = drive.(VectorWriter)
 	return m
 }
 
@@ -38,6 +50,7 @@ type opKind uint8
 const (
 	opRead opKind = iota
 	opWrite
+	opVector
 	opFlush
 	opCall
 )
@@ -57,10 +70,12 @@ type op struct {
 	buf    *buffer // holds b; the op has its own reference
 	b      []byte
 	off    int64
+	bufs   [][]byte          // opVector
 	call   func(Drive) error // opCall
 
 	result  error // the drive's; valid in opDone
 	outcome atomic.Int32
+	tardy   tardy
 }
 
 // err is the op's result after its batch ran.
@@ -78,6 +93,8 @@ func (o *op) err() error {
 type batch struct {
 	a   *Array
 	ops []*op
+	// hedge: what is given up on is late, not stuck.
+	hedge bool
 }
 
 func (a *Array) newBatch() *batch { return &batch{a: a} }
@@ -89,6 +106,11 @@ func (t *batch) read(m *member, strip int, buf *buffer, b []byte, off int64) {
 
 func (t *batch) write(m *member, strip int, buf *buffer, b []byte, off int64) {
 	t.ops = append(t.ops, &op{kind: opWrite, member: m, strip: strip, buf: buf.hold(), b: b, off: off})
+}
+
+// writeVector plans a write of several buffers; buf, held for them, is one of them.
+func (t *batch) writeVector(m *member, strip int, buf *buffer, bufs [][]byte, off int64) {
+	t.ops = append(t.ops, &op{kind: opVector, member: m, strip: strip, buf: buf.hold(), bufs: bufs, off: off})
 }
 
 func (t *batch) flush(m *member) {
@@ -111,8 +133,10 @@ func (t *batch) run(limit time.Duration) {
 	left.Store(int32(len(t.ops)))
 	t.a.ios.Add(len(t.ops))
 	for _, o := range t.ops {
+		o.member.waiting.Add(1)
 		go func() {
 			defer t.a.ios.Done()
+			defer o.member.waiting.Add(-1)
 			o.perform(quit)
 			if left.Add(-1) == 0 {
 				close(done)
@@ -127,13 +151,7 @@ func (t *batch) run(limit time.Duration) {
 	case <-timer.C:
 	}
 	for _, o := range t.ops {
-		// stuck rises before the outcome is set, so that it never falls below zero.
-		o.member.stuck.Add(1)
-		if o.outcome.CompareAndSwap(opPending, opAbandoned) {
-			o.member.timeouts.Add(1)
-		} else {
-			o.member.stuck.Add(-1)
-		}
+		o.tardy.abandon(o.member, &o.outcome, t.hedge, t.a.opts.ReadTimeout-limit)
 	}
 	close(quit)
 }
@@ -153,7 +171,7 @@ func (o *op) perform(quit <-chan struct{}) {
 	}
 	o.result = err
 	if !o.outcome.CompareAndSwap(opPending, opDone) {
-		o.member.stuck.Add(-1)
+		o.tardy.answered(o.member)
 		return
 	}
 	if err == nil {
@@ -169,28 +187,100 @@ func (o *op) perform(quit <-chan struct{}) {
 func (o *op) drive() error {
 	d := o.member.drive
 	var (
-		n   = len(o.b)
-		err error
-		did string
+		bytes = len(o.b)
+		n     = bytes
+		err   error
+		did   string
 	)
 	switch o.kind {
 	case opRead:
-		did = "read"
-		n, err = d.ReadAt(o.b, o.off)
+		return o.member.read(o.b, o.off)
 	case opWrite:
 		did = "write"
 		n, err = d.WriteAt(o.b, o.off)
+	case opVector:
+		did, bytes = "write", 0
+		for _, b := range o.bufs {
+			bytes += len(b)
+		}
+		n, err = o.member.vector.WriteVAt(o.bufs, o.off)
 	case opFlush:
 		did = "flush"
 		err = d.Flush()
 	case opCall:
 		return o.call(d)
 	}
-	if err == nil && n != len(o.b) {
-		err = fmt.Errorf("%d bytes of %d", n, len(o.b))
+	if err == nil && n != bytes {
+		err = fmt.Errorf("%d bytes of %d", n, bytes)
 	}
 	if err != nil {
-		return fmt.Errorf("raid: %v: %s %d bytes at %d: %w", o.member, did, len(o.b), o.off, err)
+		return fmt.Errorf("raid: %v: %s %d bytes at %d: %w", o.member, did, bytes, o.off, err)
 	}
 	return nil
+}
+
+// read fills p, or says which member did not.
+func (m *member) read(p []byte, off int64) error {
+	n, err := m.drive.ReadAt(p, off)
+	if err == nil && n != len(p) {
+		err = fmt.Errorf("%d bytes of %d", n, len(p))
+	}
+	if err != nil {
+		return fmt.Errorf("raid: %v: read %d bytes at %d: %w", m, len(p), off, err)
+	}
+	return nil
+}
+
+// tardy is what becomes of an I/O that is given up on. Its member is stuck until it answers; of a read that was hedged only if
+// it does not answer for ReadTimeout, and late before.
+type tardy struct {
+	hedged bool // set before opAbandoned
+	state  atomic.Int32
+}
+
+// States of a tardy read that was hedged.
+const (
+	tardyLate = iota
+	tardyStuck
+	tardyAnswered
+)
+
+// abandon gives an I/O up, unless it is through. rest is what is left of ReadTimeout.
+func (t *tardy) abandon(m *member, outcome *atomic.Int32, hedge bool, rest time.Duration) bool {
+	// The count rises before the outcome is set, so that it never falls below zero.
+	count := &m.stuck
+	if hedge {
+		count = &m.late
+	}
+	count.Add(1)
+	t.hedged = hedge
+	if !outcome.CompareAndSwap(opPending, opAbandoned) {
+		count.Add(-1)
+		return false
+	}
+	if !hedge {
+		m.timeouts.Add(1)
+		return true
+	}
+	m.hedges.Add(1)
+	time.AfterFunc(rest, func() {
+		m.stuck.Add(1)
+		if t.state.CompareAndSwap(tardyLate, tardyStuck) {
+			m.timeouts.Add(1)
+		} else {
+			m.stuck.Add(-1)
+		}
+	})
+	return true
+}
+
+// answered drops an answer that nobody waits for any more.
+func (t *tardy) answered(m *member) {
+	if t.hedged {
+		m.late.Add(-1)
+		if t.state.CompareAndSwap(tardyLate, tardyAnswered) {
+			return
+		}
+	}
+	m.stuck.Add(-1)
 }

@@ -26,6 +26,7 @@ func (o *Options) withDefaults() {
 	if o.WriteTimeout == 0 {
 		o.WriteTimeout = 30 * time.Second
 	}
+	o.Suspicion.withDefaults()
 	if o.Random == nil {
 		o.Random = func(b []byte) { rand.Read(b) } // never fails (crypto/rand)
 	}
@@ -84,6 +85,7 @@ func Create(ctx context.Context, drives []Drive, opts Options) (*Array, error) {
 			return nil, fmt.Errorf("raid: create: %w", err)
 		}
 		a.adopt(&l)
+		a.settled, l.Settled = l.Seq, l.Seq
 		l.Seq++
 	}
 	a.ready.Store(true)
@@ -127,7 +129,7 @@ func newArray(l *Label, lay *layout.Layout, opts Options) (*Array, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raid: %d+%d: %w", l.K, l.M, err)
 	}
-	return &Array{id: l.Array, opts: opts, layout: lay, code: code, label: l.clone(), members: make([]*member, l.N),
+	return &Array{id: l.Array, opts: opts, layout: lay, at: lay, code: code, label: l.clone(), members: make([]*member, l.N),
 		cache: newSumCache(opts.CacheBytes, l.K+l.M)}, nil
 }
 
@@ -150,13 +152,18 @@ func Open(ctx context.Context, drives []Drive, opts Options) (*Array, error) {
 	if err != nil {
 		return nil, err
 	}
+	if l.Growing() {
+		if err := a.openGrowing(l); err != nil {
+			return nil, fmt.Errorf("raid: open: %w", err)
+		}
+	}
 	for i := range a.members {
 		a.members[i] = newMember(i, nil, opts.QueueDepth)
 		if l.Failed>>i&1 != 0 {
 			a.members[i].state = Failed
 		}
 	}
-	current := 0
+	// Absent members are recorded, and a label seen on a minority is settled, before the first write: see Array.ready.
 	for i, d := range drives {
 		if d == nil {
 			continue
@@ -169,12 +176,10 @@ func Open(ctx context.Context, drives []Drive, opts Options) (*Array, error) {
 		}
 		m := a.members[dl.Label.Member]
 		m.drive, m.id, m.state = d, dl.Label.MemberID, Online
-		if dl.Label.Seq == l.Seq && dl.Label.Epoch == l.Epoch {
-			current++
+		if l.Restore.Member() == m.index {
+			m.state = Restoring
 		}
 	}
-	// Absent members are recorded, and a label seen on a minority is settled, before the first write.
-	a.ready.Store(current >= majority(l.N) && a.absent()&^l.Failed == 0)
 	return a, nil
 }
 
@@ -224,14 +229,14 @@ func survey(ctx context.Context, drives []Drive, pool, array UUID, limit time.Du
 	if err != nil {
 		return s, err
 	}
-	var labels []*Label
+	var labels []DriveLabel
 	for i := range s.Drives {
 		d := &s.Drives[i]
 		if d.Err == nil && d.Label.Array != id {
 			d.Err = fmt.Errorf("raid: %s: member of array %v of pool %v: %w", d.Path, d.Label.Array, d.Label.Pool, ErrForeign)
 		}
 		if d.Err == nil {
-			labels = append(labels, d.Label)
+			labels = append(labels, *d)
 		}
 	}
 	l, err := truth(labels)
@@ -257,6 +262,7 @@ func readAll(drives []Drive, out []DriveLabel, limit time.Duration) {
 	type answer struct {
 		i int
 		l *Label
+		t bool
 		e error
 	}
 	answers := make(chan answer, len(drives))
@@ -269,8 +275,8 @@ func readAll(drives []Drive, out []DriveLabel, limit time.Duration) {
 		out[i] = DriveLabel{Path: d.Name(), Err: fmt.Errorf("raid: %s: %w", d.Name(), ErrTimeout)}
 		asked++
 		go func() {
-			l, err := readDriveLabel(d)
-			answers <- answer{i, l, err}
+			l, torn, err := readDriveLabel(d)
+			answers <- answer{i, l, torn, err}
 		}()
 	}
 	timer := time.NewTimer(limit)
@@ -278,7 +284,7 @@ func readAll(drives []Drive, out []DriveLabel, limit time.Duration) {
 	for range asked {
 		select {
 		case r := <-answers:
-			out[r.i].Label, out[r.i].Err = r.l, r.e
+			out[r.i].Label, out[r.i].torn, out[r.i].Err = r.l, r.t, r.e
 		case <-timer.C:
 			return
 		}
@@ -289,7 +295,7 @@ func readAll(drives []Drive, out []DriveLabel, limit time.Duration) {
 // tells most, the one with most members.
 func choose(drives []DriveLabel, pool, array UUID) (UUID, error) {
 	seen := make(map[UUID]uint64)
-	size := make(map[UUID]int)
+	newest := make(map[UUID]*Label)
 	foreign := 0
 	for i := range drives {
 		l := drives[i].Label
@@ -301,13 +307,16 @@ func choose(drives []DriveLabel, pool, array UUID) (UUID, error) {
 			continue
 		}
 		seen[l.Array] |= 1 << l.Member
-		size[l.Array] = l.N
+		if n := newest[l.Array]; n == nil || l.newer(n) {
+			newest[l.Array] = l
+		}
 	}
 	var best UUID
 	most := 0
 	for id, set := range seen {
-		n := bits.OnesCount64(set)
-		if n >= majority(size[id]) {
+		size := newest[id].N
+		n := bits.OnesCount64(set & memberSet(size))
+		if n >= majority(size) {
 			n += layout.MaxMembers
 		}
 		if n > most || n == most && string(id[:]) < string(best[:]) {
@@ -332,13 +341,16 @@ func choose(drives []DriveLabel, pool, array UUID) (UUID, error) {
 func judgeDrive(d *DriveLabel, size int64, l *Label) error {
 	own := d.Label
 	switch {
-	case own.N != l.N || own.K != l.K || own.M != l.M || own.Spares != l.Spares || own.Slots != l.Slots:
+	case own.K != l.K || own.M != l.M || own.Spares != l.Spares || (own.N != l.N || own.Slots != l.Slots) && !l.grownFrom(own):
 		return fmt.Errorf("raid: %s: label of another geometry: %w", d.Path, ErrForeign)
 	case size < l.MemberBytes:
 		return fmt.Errorf("raid: %s: %d bytes, member %d needs %d: %w", d.Path, size, own.Member, l.MemberBytes, ErrSize)
 	case own.MemberID != l.IDs[own.Member]:
 		return fmt.Errorf("raid: %s: member %d is drive %v now: %w", d.Path, own.Member, l.IDs[own.Member], ErrStaleMember)
-	case l.Failed>>own.Member&1 != 0:
+	case d.older(l):
+		return fmt.Errorf("raid: %s: an older copy of member %d: its label is of seq %d, every member had %d: %w",
+			d.Path, own.Member, own.Seq, l.Settled, ErrStaleMember)
+	case l.Failed>>own.Member&1 != 0 && l.Restore.Member() != own.Member:
 		return fmt.Errorf("raid: %s: member %d was failed at epoch %d seq %d, this label is of epoch %d seq %d: %w",
 			d.Path, own.Member, l.Epoch, l.Seq, own.Epoch, own.Seq, ErrStaleMember)
 	}

@@ -15,33 +15,40 @@ import (
 //
 // New parity comes from the old data and parity of the changed columns (delta), or from the unchanged data of these
 // columns (rebuild), whichever needs fewer reads; what is missing is reconstructed.
-func (a *Array) PrepareUpdate(ctx context.Context, stripe, gen uint64, writes []BlockWrite) (*Update, error) {
+//
+// Until Release the stripe does not move when the array grows. Who holds several updates prepares them for different stripes.
+func (a *Array) PrepareUpdate(ctx context.Context, stripe, gen uint64, writes []BlockWrite) (u *Update, err error) {
 	if len(writes) == 0 {
 		return nil, fmt.Errorf("raid: update stripe %d: no blocks: %w", stripe, ErrRange)
 	}
-	seen := make([]uint32, a.layout.Data())
-	for _, w := range writes {
-		if err := a.checkBlocks(stripe, w.Block, 1); err != nil {
-			return nil, err
-		}
-		bit := uint32(1) << (w.Block % StripBlocks)
-		if len(w.Data) != BlockBytes || seen[w.Block/StripBlocks]&bit != 0 {
-			return nil, fmt.Errorf("raid: update stripe %d block %d: twice, or of %d bytes: %w", stripe, w.Block, len(w.Data), ErrRange)
-		}
-		seen[w.Block/StripBlocks] |= bit
+	seen, err := a.checkWrites(stripe, writes)
+	if err != nil {
+		return nil, err
 	}
+	unpin := a.pin(stripe)
+	defer func() {
+		if u != nil {
+			u.unpin = unpin
+		} else {
+			unpin(true)
+		}
+	}()
 	if err := a.beginWrite(ctx, stripe, gen); err != nil {
 		return nil, err
 	}
 	defer a.leave()
 	writes = slices.Clone(writes)
 	slices.SortFunc(writes, func(x, y BlockWrite) int { return x.Block - y.Block })
-	// A strip that is bad must be whole before a part of it is written. A repair heals it or fails its member, so
-	// the members bound the attempts.
-	for range len(a.members) + 1 {
-		u, again, silent, err := a.prepare(stripe, gen, writes, seen)
-		if !again {
+	// A strip that is bad must be whole before a part of it is written. A repair heals it or fails its member; a member
+	// that takes repairs and does not hold them is failed after some. So the members bound the attempts.
+	repairs := make([]int, len(a.members))
+	for range repairAttempts * (len(a.members) + 1) {
+		u, bad, silent, err := a.prepare(stripe, gen, writes, seen)
+		if bad|silent == 0 {
 			return u, err
+		}
+		if tired := tire(repairs, bad); tired != 0 && a.canLose(tired) {
+			silent |= tired
 		}
 		if silent != 0 {
 			if err := a.fail(silent); err != nil {
@@ -56,9 +63,33 @@ func (a *Array) PrepareUpdate(ctx context.Context, stripe, gen uint64, writes []
 	return nil, fmt.Errorf("raid: update stripe %d: repaired again and again: %w", stripe, ErrUnrecoverable)
 }
 
-// prepare is one attempt; again asks for a repair first, or for recording the silent members as failed: they hold
-// strips that will be written, and do not answer even a patient reader.
-func (a *Array) prepare(stripe, gen uint64, writes []BlockWrite, columns []uint32) (u *Update, again bool, silent uint64, err error) {
+// repairAttempts is how often a strip is repaired in a row before its member counts as one that does not hold what is
+// written to it.
+const repairAttempts = 4
+
+// tire counts a repair of each bad member, and returns those that had too many.
+func tire(repairs []int, bad uint64) (tired uint64) {
+	for i := range repairs {
+		if bad>>i&1 != 0 {
+			if repairs[i]++; repairs[i] > repairAttempts {
+				tired |= 1 << i
+			}
+		}
+	}
+	return tired
+}
+
+// canLose tells whether parity stands for these members too.
+func (a *Array) canLose(members uint64) bool {
+	absent := a.absent()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.label.lost(a.label.Failed|absent|members) <= a.layout.Parity()
+}
+
+// prepare is one attempt. bad members hold strips that need a repair first; silent ones are to be recorded as failed: they
+// hold strips that will be written, and do not answer even a patient reader.
+func (a *Array) prepare(stripe, gen uint64, writes []BlockWrite, columns []uint32) (u *Update, bad, silent uint64, err error) {
 	defer a.stripes.rlock(stripe)()
 	k := a.layout.Data()
 	v := a.newView(stripe)
@@ -69,7 +100,7 @@ func (a *Array) prepare(stripe, gen uint64, writes []BlockWrite, columns []uint3
 		}
 	}()
 	if err := a.writable(stripe, v.places); err != nil {
-		return nil, false, 0, err
+		return nil, 0, 0, err
 	}
 	var all uint32
 	for _, c := range columns {
@@ -87,23 +118,26 @@ func (a *Array) prepare(stripe, gen uint64, writes []BlockWrite, columns []uint3
 		}
 	}
 	if err := v.fetchWithSums(columns); err != nil {
-		return nil, false, 0, err
+		return nil, 0, 0, err
 	}
 	if silent := v.silentTouched(columns); silent != 0 {
-		return nil, true, silent, nil
+		return nil, 0, silent, nil
 	}
 	for i := range v.strips {
 		touched := i >= k || columns[i] != 0
 		if touched && v.places[i].member != nil && (v.damaged(i) || v.strips[i].sum == nil) {
-			return nil, true, 0, nil
+			bad |= 1 << v.places[i].member.index
 		}
 		if v.gens[i] >= gen {
-			return nil, false, 0, fmt.Errorf("raid: update stripe %d: generation %d after %d: %w", stripe, gen, v.gens[i], ErrGeneration)
+			return nil, 0, 0, fmt.Errorf("raid: update stripe %d: generation %d after %d: %w", stripe, gen, v.gens[i], ErrGeneration)
 		}
+	}
+	if bad != 0 {
+		return nil, bad, 0, nil
 	}
 	parity, err := v.newParity(writes, columns, all, delta)
 	if err != nil {
-		return nil, false, 0, err
+		return nil, 0, 0, err
 	}
 	u = v.update(gen, writes, columns, all, parity)
 	a.counters.updates.Add(1)
@@ -113,7 +147,7 @@ func (a *Array) prepare(stripe, gen uint64, writes []BlockWrite, columns []uint3
 		a.counters.updatesByRebuild.Add(1)
 	}
 	done = true
-	return u, false, 0, nil
+	return u, 0, 0, nil
 }
 
 // deltaIsCheaper counts blocks to read either way; one that is absent costs k.
@@ -235,6 +269,7 @@ func (v *view) update(gen uint64, writes []BlockWrite, columns []uint32, all uin
 			u.gens[i] = gen
 		}
 	}
+	u.losts = without(v.losts(), columns)
 	for i := range v.strips {
 		if v.places[i].member == nil || i < k && columns[i] == 0 {
 			continue

@@ -20,7 +20,8 @@
 //	offset         size       what
 //	0              4096       label, slot 0 (label.go)
 //	4096           4096       label, slot 1
-//	8192           1 MiB - 8K reserved, zero
+//	8192           7 × 135168 staging slots of a growth (grow.go); no bytes that count while there is none
+//	954368         94208      reserved
 //	1 MiB          135168     slot 0: checksum block (checksum.go), then StripBlocks data blocks
 //	1 MiB + 135168 135168     slot 1 …
 //
@@ -34,15 +35,22 @@
 // any parity strip says of it lost a write, and is repaired like rot; so is a parity strip that is older
 // than another. The highest is true: it can be only what was written last.
 //
+// # Lost blocks
+//
+// A stripe with more bad strips than parity mends can be written again only when what cannot be had is given up:
+// PrepareLoss (lost.go) marks those blocks as lost, in the checksum blocks. They read as errors until they are
+// overwritten; all else of the stripe is whole again.
+//
 // # Durability
 //
 // Writes may stay in the members' caches until Flush. The caller keeps its log until Flush has returned nil.
 //
 // # Locks
 //
-// Per stripe a read/write lock, held by an operation from its first to its last I/O on that stripe
-// (it is a range lock, not a latch: what it guards is on the media); Array.rebuildMu, held for a whole rebuild,
-// comes before it; then Array.labelMu, which serialises
+// Pins (grow.go), which keep a stripe in place from PrepareUpdate to Release; Array.life, held for reading by every call;
+// per stripe a read/write lock, held by an operation from its first to its last I/O on that stripe
+// (it is a range lock, not a latch: what it guards is on the media); Array.rebuildMu, held for a whole rebuild
+// or growth, comes before all of them; then Array.labelMu, which serialises
 // label changes and is also held across their I/O, for the same reason; then Array.mu, which guards fields
 // and is never held across I/O. That is the order.
 package raid
@@ -77,6 +85,12 @@ type Drive interface {
 	Close() error
 }
 
+// VectorWriter is implemented by a Drive that writes several buffers, one behind the other, in one request: the array then
+// does not copy them into one. Each buffer is as Drive says.
+type VectorWriter interface {
+	WriteVAt(bufs [][]byte, off int64) (int, error)
+}
+
 // Reserver is the drive's persistent reservation (SPC-4 5.14): Write Exclusive – Registrants Only.
 type Reserver interface {
 	// Register makes key this port's registration, replacing whatever it had (REGISTER AND IGNORE EXISTING KEY).
@@ -99,6 +113,10 @@ var (
 	ErrReservation = errors.New("raid: reservation conflict")
 	// ErrUnrecoverable: more strips are missing or rotten than parity can rebuild.
 	ErrUnrecoverable = errors.New("raid: too many strips lost")
+	// ErrUnwritten: the stripe was never written. Reads of it are ErrUnrecoverable too.
+	ErrUnwritten = errors.New("raid: stripe was never written")
+	// ErrNotLost: what cannot be read may come back, so that it is not to be declared lost.
+	ErrNotLost = errors.New("raid: not lost for good")
 	// ErrCorrupt: bytes on a member, or of an encoded update, are not what this package wrote.
 	ErrCorrupt = errors.New("raid: corrupt")
 	// ErrNoMajority: fewer than a majority of the members could be read or written.

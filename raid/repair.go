@@ -17,6 +17,13 @@ type ScrubResult struct {
 	// Bad strips lay rotten, stale or unreadable on working members; Repaired of them were rewritten. Absent ones
 	// have no working member.
 	Bad, Repaired, Absent int
+	// Lost blocks are marked as lost (lost.go): there is nothing to repair them from.
+	Lost int
+	// Of Bad: Rotten did not match their checksums, or carried no checksum block; Stale had lost a write; Unreadable
+	// answered with an error, or not at all.
+	Rotten, Stale, Unreadable int
+	// Members had them, bit i is member i.
+	Members uint64
 }
 
 // Scrub verifies all of a stripe and repairs what it can. ErrUnrecoverable: more is bad than parity can rebuild.
@@ -32,6 +39,7 @@ func (a *Array) Scrub(ctx context.Context, stripe uint64) (ScrubResult, error) {
 		return ScrubResult{}, err
 	}
 	defer a.leave()
+	defer a.sentence()
 	return a.repair(stripe)
 }
 
@@ -62,15 +70,12 @@ func (a *Array) repair(stripe uint64) (ScrubResult, error) {
 	if v.unwritten() {
 		return ScrubResult{Unwritten: true, Absent: r.Absent}, nil
 	}
-	for i := range v.strips {
-		if v.damaged(i) {
-			r.Bad++
-		}
-	}
+	v.classify(&r)
 	if err != nil {
 		a.cache.put(stripe, nil)
 		return r, err
 	}
+	r.Lost = v.lostBlocks()
 	if r.Bad == 0 {
 		return r, v.checkParity()
 	}
@@ -112,14 +117,35 @@ func (a *Array) rewrite(v *view, r ScrubResult) (ScrubResult, error) {
 func (v *view) planRewrite(t *batch, i int, to place) {
 	s, at := &v.strips[i], v.a.address(v.stripe, i)
 	sum := &stripSum{gen: v.gens[i]}
-	if i >= v.a.layout.Data() {
-		sum.gens = v.gens
-	}
+	sum.tell(i, v.a.layout.Data(), v.gens, v.losts())
 	for c := range StripBlocks {
 		sum.crcs[c] = blockCRC(at, c, v.block(i, c))
 	}
 	sum.encode(s.buf.b, at)
-	t.write(to.member, i, s.buf, s.buf.b, to.off)
+	t.writePlace(to, i, s.buf, s.buf.b, 0)
+}
+
+// classify counts the bad strips by kind.
+func (v *view) classify(r *ScrubResult) {
+	for i := range v.strips {
+		s, p := &v.strips[i], v.places[i]
+		if p.member == nil || !v.damaged(i) && !s.silent {
+			continue
+		}
+		r.Members |= 1 << p.member.index
+		switch {
+		case s.silent:
+			r.Unreadable++
+			continue // it is not bad, as far as is known
+		case s.stale:
+			r.Stale++
+		case s.unread:
+			r.Unreadable++
+		default:
+			r.Rotten++
+		}
+		r.Bad++
+	}
 }
 
 func (v *view) unwritten() bool {
@@ -143,10 +169,10 @@ func (v *view) checkParity() error {
 	}
 	ok, err := v.a.code.Verify(shards)
 	if err == nil && !ok {
-		err = ErrCorrupt
+		err = ErrMismatch
 	}
 	if err != nil {
-		return fmt.Errorf("raid: stripe %d: parity does not match data whose checksums are right: %w", v.stripe, err)
+		return fmt.Errorf("raid: stripe %d: %w", v.stripe, err)
 	}
 	return nil
 }

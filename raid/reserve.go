@@ -82,7 +82,7 @@ func (a *Array) Acquire(ctx context.Context, key uint64) error {
 		if err := r.Register(key); err != nil {
 			return err
 		}
-		return r.Reserve(key)
+		return hold(r, key)
 	})
 	if errors.Is(err, ErrReservation) {
 		// Best effort: the reservation is what counts, a registration alone would only let us write.
@@ -92,7 +92,23 @@ func (a *Array) Acquire(ctx context.Context, key uint64) error {
 	if err != nil {
 		return fmt.Errorf("raid: acquire: %w", err)
 	}
+	a.setKey(key)
 	return nil
+}
+
+// hold takes the reservation for a key that is registered. A drive knows its holder by the port that it came from, not
+// by the key alone: a controller that lost its power and came back with other ports (another HBA, an initiator with
+// another session) finds its own key holding, and is refused. Then it preempts what it was before, and so also fences
+// it, should it still live.
+func hold(r Reserver, key uint64) error {
+	err := r.Reserve(key)
+	if !isReservation(err) {
+		return err
+	}
+	if _, holder, kerr := r.Keys(); kerr != nil || holder != key {
+		return err
+	}
+	return r.Preempt(key, key)
 }
 
 // Preempt registers key, removes every other registration, and holds the reservation: when it returns nil, no
@@ -108,6 +124,7 @@ func (a *Array) Preempt(ctx context.Context, key uint64) error {
 	if err != nil {
 		return fmt.Errorf("raid: preempt: %w", err)
 	}
+	a.setKey(key)
 	return nil
 }
 
@@ -124,7 +141,7 @@ func preempt(r Reserver, key uint64) error {
 		}
 		stranger := func(k uint64) bool { return k != key }
 		if holder == key && len(registered) > 0 && !slices.ContainsFunc(registered, stranger) {
-			return nil
+			return hold(r, key)
 		}
 		if err := evict(r, key, registered, holder); err != nil && !errors.Is(err, ErrReservation) {
 			return err // a conflict means only that the keys changed since we looked
@@ -164,7 +181,15 @@ func (a *Array) Release(ctx context.Context, key uint64) error {
 	if err := a.drop(ctx, key); err != nil {
 		return fmt.Errorf("raid: release: %w", err)
 	}
+	a.setKey(0)
 	return nil
+}
+
+// setKey remembers the reservation that members which join later must have too.
+func (a *Array) setKey(key uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.key = key
 }
 
 func (a *Array) drop(ctx context.Context, key uint64) error {
@@ -202,7 +227,7 @@ func (a *Array) onMembers(ctx context.Context, f func(*member, Drive) error) err
 	t := a.newBatch()
 	a.mu.Lock()
 	for _, m := range a.members {
-		if m.state == Online {
+		if m.state == Online || m.state == Restoring {
 			t.call(m, func(d Drive) error { return f(m, d) })
 		}
 	}
@@ -228,7 +253,7 @@ func (a *Array) onMembers(ctx context.Context, f func(*member, Drive) error) err
 	if conflict != nil {
 		return conflict
 	}
-	if n := a.layout.Members(); good < majority(n) {
+	if n := a.Geometry().N; good < majority(n) {
 		if first == nil {
 			return fmt.Errorf("%d of %d members: %w", good, n, ErrNoMajority)
 		}
@@ -243,7 +268,11 @@ func (a *Array) onMembers(ctx context.Context, f func(*member, Drive) error) err
 // lose makes a member missing. The next write records it as failed first.
 func (a *Array) lose(m *member, why error) {
 	a.mu.Lock()
-	m.state = Missing
+	if m.state == Restoring {
+		m.state = Failed // the next label change takes the copy-back out
+	} else {
+		m.state = Missing
+	}
 	a.mu.Unlock()
 	a.ready.Store(false)
 	a.cache.clear()

@@ -16,7 +16,7 @@ import (
 //
 //	offset size field
 //	0      8    magic "LEDGEUPD"
-//	8      2    version, 1
+//	8      2    version, 1 or 2
 //	10     1    k
 //	11     1    m
 //	12     1    descriptor blocks
@@ -29,19 +29,22 @@ import (
 //	40     16   array UUID
 //	56     8    zero
 //	64     8×w  the generation of each strip after the update (w = k+m)
-//	…      for each strip touched, 136 bytes:
+//	…      4×w  version 2: the lost blocks of each strip after the update
+//	…      for each strip touched, 136 bytes, in version 2 140:
 //	0      1    strip index
 //	1      3    zero
-//	4      4    columns: bit c says that block c follows
+//	4      4    columns: bit c says that block c is written
 //	8      128  32 × block checksum of the whole strip, after the update
+//	136    4    version 2: of the columns, those whose block is zeros and does not follow
 //
 // The blocks are protected by the strips' block checksums.
 //
-// Version 1: the first.
+// Version 1: the first. Version 2 marks lost blocks (lost.go), or leaves them marked; any other update is version 1.
 const (
 	updateMagic      = "LEDGEUPD"
 	updateVersion    = 1
 	updateHeader     = 64
+	updateLost       = 2 // the version with lost blocks
 	updateStripBytes = 8 + 4*StripBlocks
 )
 
@@ -53,16 +56,24 @@ type Update struct {
 	gen    uint64
 	gens   []uint64
 	strips []updateStrip
+	// losts are the lost blocks of every strip after the update; nil: none, and version 1. newly are those of them
+	// that this update declares lost.
+	losts []uint32
+	newly []int
 
 	// fresh: prepared by this array and not applied so far, so no later write can be on the members.
 	fresh   bool
 	desc    [][]byte
 	release func()
+	// unpin lets the stripe move again; applied: it may (grow.go).
+	unpin   func(applied bool)
+	applied bool
 }
 
 type updateStrip struct {
 	strip   int
 	columns uint32
+	zeros   uint32 // of columns: blocks of zeros, not encoded
 	crcs    [StripBlocks]uint32
 	blocks  [][]byte // one for each set bit of columns
 }
@@ -75,13 +86,22 @@ func (u *Update) Gen() uint64    { return u.gen }
 func (u *Update) Blocks() int {
 	n := u.descriptorBlocks()
 	for i := range u.strips {
-		n += len(u.strips[i].blocks)
+		n += bits.OnesCount32(u.strips[i].columns &^ u.strips[i].zeros)
 	}
 	return n
 }
 
+// version, and what it adds to the descriptor for each strip of the stripe, and each strip touched.
+func (u *Update) version() (version uint16, each, touched int) {
+	if u.losts != nil {
+		return updateLost, 4, 4
+	}
+	return updateVersion, 0, 0
+}
+
 func (u *Update) descriptorBlocks() int {
-	n := updateHeader + 8*(u.k+u.m) + updateStripBytes*len(u.strips)
+	_, each, touched := u.version()
+	n := updateHeader + (8+each)*(u.k+u.m) + (updateStripBytes+touched)*len(u.strips)
 	return (n + BlockBytes - 1) / BlockBytes
 }
 
@@ -93,7 +113,8 @@ func (u *Update) Encode() [][]byte {
 	out := [][]byte{d}
 	le := binary.LittleEndian
 	copy(d, updateMagic)
-	le.PutUint16(d[8:], updateVersion)
+	version, _, touched := u.version()
+	le.PutUint16(d[8:], version)
 	d[10], d[11], d[12], d[13] = byte(u.k), byte(u.m), byte(n), byte(len(u.strips))
 	le.PutUint64(d[24:], u.stripe)
 	le.PutUint64(d[32:], u.gen)
@@ -103,6 +124,10 @@ func (u *Update) Encode() [][]byte {
 		le.PutUint64(d[at:], g)
 		at += 8
 	}
+	for _, l := range u.losts {
+		le.PutUint32(d[at:], l)
+		at += 4
+	}
 	for i := range u.strips {
 		s := &u.strips[i]
 		d[at] = byte(s.strip)
@@ -110,8 +135,18 @@ func (u *Update) Encode() [][]byte {
 		for c, crc := range s.crcs {
 			le.PutUint32(d[at+8+4*c:], crc)
 		}
-		at += updateStripBytes
-		out = append(out, s.blocks...)
+		if touched > 0 {
+			le.PutUint32(d[at+updateStripBytes:], s.zeros)
+		}
+		at += updateStripBytes + touched
+		for n, c := 0, 0; c < StripBlocks; c++ {
+			if s.columns>>c&1 != 0 {
+				if s.zeros>>c&1 == 0 {
+					out = append(out, s.blocks[n])
+				}
+				n++
+			}
+		}
 	}
 	le.PutUint32(d[20:], uint32(u.Blocks()-n))
 	le.PutUint32(d[16:], blockSum(d, 16))
@@ -123,6 +158,10 @@ func (u *Update) Release() {
 	if u.release != nil {
 		u.release()
 		u.release = nil
+	}
+	if u.unpin != nil {
+		u.unpin(u.applied)
+		u.unpin = nil
 	}
 }
 
@@ -155,8 +194,9 @@ func DecodeUpdate(payload [][]byte) (*Update, error) {
 	if sum := blockSum(d, 16); sum != le.Uint32(d[16:]) {
 		return bad("checksum", sum)
 	}
-	if v := le.Uint16(d[8:]); v != updateVersion {
-		return bad("version", v)
+	version := le.Uint16(d[8:])
+	if version != updateVersion && version != updateLost {
+		return bad("version", version)
 	}
 	u := &Update{k: int(d[10]), m: int(d[11]), stripe: le.Uint64(d[24:]), gen: le.Uint64(d[32:])}
 	copy(u.array[:], d[40:])
@@ -164,6 +204,10 @@ func DecodeUpdate(payload [][]byte) (*Update, error) {
 		return bad("strips", d[10:14])
 	}
 	u.strips = make([]updateStrip, d[13])
+	if version == updateLost {
+		u.losts = make([]uint32, u.k+u.m)
+	}
+	_, _, touched := u.version()
 	if u.descriptorBlocks() != n {
 		return bad("descriptor blocks", n)
 	}
@@ -175,6 +219,12 @@ func DecodeUpdate(payload [][]byte) (*Update, error) {
 		u.gens = append(u.gens, le.Uint64(d[at:]))
 		at += 8
 	}
+	for i := range u.losts {
+		if u.losts[i] = le.Uint32(d[at:]); i >= u.k && u.losts[i] != 0 {
+			return bad("lost parity", i)
+		}
+		at += 4
+	}
 	left := total - n
 	last := -1
 	for i := range u.strips {
@@ -183,8 +233,14 @@ func DecodeUpdate(payload [][]byte) (*Update, error) {
 		for c := range s.crcs {
 			s.crcs[c] = le.Uint32(d[at+8+4*c:])
 		}
-		at += updateStripBytes
-		count := bits.OnesCount32(s.columns)
+		if touched > 0 {
+			s.zeros = le.Uint32(d[at+updateStripBytes:])
+		}
+		at += updateStripBytes + touched
+		if s.zeros&^s.columns != 0 {
+			return bad("zeros beyond the columns of strip", s.strip)
+		}
+		count := bits.OnesCount32(s.columns &^ s.zeros)
 		if s.strip <= last || s.strip >= u.k+u.m || count > left || u.gens[s.strip] != u.gen {
 			return bad("strip", s.strip)
 		}
@@ -205,7 +261,10 @@ func (s *updateStrip) decodeBlocks(in *spans, at address) error {
 		if s.columns>>c&1 == 0 {
 			continue
 		}
-		b := in.next()
+		b := zeroBlock
+		if s.zeros>>c&1 == 0 {
+			b = in.next()
+		}
 		if blockCRC(at, c, b) != s.crcs[c] {
 			return fmt.Errorf("raid: update of stripe %d strip %d: block %d rotten: %w", at.stripe, at.strip, c, ErrCorrupt)
 		}
@@ -217,8 +276,6 @@ func (s *updateStrip) decodeBlocks(in *spans, at address) error {
 // sum is what the strip's checksum block says after the update.
 func (u *Update) sum(i int) *stripSum {
 	s := &stripSum{gen: u.gen, crcs: u.strips[i].crcs}
-	if u.strips[i].strip >= u.k {
-		s.gens = u.gens
-	}
+	s.tell(u.strips[i].strip, u.k, u.gens, u.losts)
 	return s
 }

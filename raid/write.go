@@ -10,8 +10,10 @@ import (
 // settle (labels.go: who missed it is recorded). It never reads. A crash in the middle leaves a stripe of two
 // generations; the caller still has all of its data in its log, and writes it again.
 
-// WriteStripe writes a whole stripe: data holds K*StripBytes in buffers of whole blocks, at any address in memory;
-// they are not kept. It returns nil when every member has it that is not recorded as failed. It is durable after Flush.
+// WriteStripe writes a whole stripe: data holds K*StripBytes in buffers of whole blocks, at any address in memory. Data
+// at addresses that are multiples of BlockBytes is written from where it is: a member that hangs may read it long after
+// WriteStripe has returned, so nobody but the collector may take that memory back, or a part of the member, which is
+// failed then, holds what its checksums deny. It returns nil when every member has it that is not recorded as failed. It is durable after Flush.
 func (a *Array) WriteStripe(ctx context.Context, stripe, gen uint64, data [][]byte) error {
 	k := a.layout.Data()
 	count, whole := blocksOf(data)
@@ -30,41 +32,12 @@ func (a *Array) WriteStripe(ctx context.Context, stripe, gen uint64, data [][]by
 	if err := a.writable(stripe, places); err != nil {
 		return err
 	}
-	bufs := make([]*buffer, a.layout.Width())
-	shards := make([][]byte, len(bufs))
-	for i := range bufs {
-		bufs[i] = newSlot()
-		defer bufs[i].release()
-		shards[i] = bufs[i].b[BlockBytes:]
-	}
-	in := spans{bufs: data}
-	for b := range count {
-		copy(shards[b/StripBlocks][b%StripBlocks*BlockBytes:], in.next())
-	}
-	if err := a.code.Encode(shards); err != nil {
+	w := a.layOut(stripe, gen, data, places)
+	defer w.release()
+	if err := w.encode(); err != nil {
 		return fmt.Errorf("raid: write stripe %d: encode: %w", stripe, err)
 	}
-	gens := make([]uint64, len(bufs))
-	for i := range gens {
-		gens[i] = gen
-	}
-	meta := &stripeMeta{gens: gens, parity: true, sums: make([]*stripSum, len(bufs))}
-	t := a.newBatch()
-	for i, b := range bufs {
-		sum := &stripSum{gen: gen}
-		if i >= k {
-			sum.gens = gens
-		}
-		at := a.address(stripe, i)
-		for c := range StripBlocks {
-			sum.crcs[c] = blockCRC(at, c, shards[i][c*BlockBytes:(c+1)*BlockBytes])
-		}
-		sum.encode(b.b, at)
-		meta.sums[i] = sum
-		if p := places[i]; p.member != nil {
-			t.write(p.member, i, b, b.b, p.off)
-		}
-	}
+	t, meta := w.plan(places)
 	a.counters.fullWrites.Add(1)
 	return a.finishWrite(t, stripe, meta)
 }
@@ -113,6 +86,7 @@ func (a *Array) finishWrite(t *batch, stripe uint64, meta *stripeMeta) error {
 		return fmt.Errorf("raid: write stripe %d: %w", stripe, err)
 	}
 	a.cache.put(stripe, meta)
+	a.pins.written(stripe)
 	return nil
 }
 
@@ -147,7 +121,7 @@ func (a *Array) flush() error {
 	t := a.newBatch()
 	a.mu.Lock()
 	for _, m := range a.members {
-		if m.state == Online {
+		if m.state == Online || m.state == Restoring {
 			t.flush(m)
 		}
 	}
@@ -164,7 +138,17 @@ func (t *batch) writeBlocks(p place, strip int, buf *buffer, blocks uint64) {
 	for from := 0; blocks>>from != 0; {
 		from += bits.TrailingZeros64(blocks >> from)
 		to := from + bits.TrailingZeros64(^(blocks >> from))
-		t.write(p.member, strip, buf, buf.b[from*BlockBytes:to*BlockBytes], p.off+int64(from)*BlockBytes)
+		t.writePlace(p, strip, buf, buf.b[from*BlockBytes:to*BlockBytes], int64(from)*BlockBytes)
 		from = to
+	}
+}
+
+// writePlace plans a write at a distance from where a strip lies, if it lies anywhere, and at its twin.
+func (t *batch) writePlace(p place, strip int, buf *buffer, b []byte, at int64) {
+	if p.member != nil {
+		t.write(p.member, strip, buf, b, p.off+at)
+	}
+	if p.twin != nil {
+		t.write(p.twin, strip, buf, b, p.twinOff+at)
 	}
 }

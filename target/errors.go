@@ -43,3 +43,36 @@ type MiscompareError struct {
 func (e *MiscompareError) Error() string {
 	return fmt.Sprintf("target: data differ at byte %d", e.Offset)
 }
+
+// MediumError is a failure of one block, which initiators are told by its address.
+type MediumError struct {
+	// LBA of the first block that failed.
+	LBA uint64
+	// Write tells which of ErrMediumRead and ErrMediumWrite it is.
+	Write bool
+	// Err is what happened; it may be nil.
+	Err error
+}
+
+func (e *MediumError) Error() string {
+	what := ErrMediumRead
+	if e.Write {
+		what = ErrMediumWrite
+	}
+	if e.Err == nil {
+		return fmt.Sprintf("%v at block %d", what, e.LBA)
+	}
+	return fmt.Sprintf("%v at block %d: %v", what, e.LBA, e.Err)
+}
+
+// Unwrap gives ErrMediumRead or ErrMediumWrite, and Err.
+func (e *MediumError) Unwrap() []error {
+	what := ErrMediumRead
+	if e.Write {
+		what = ErrMediumWrite
+	}
+	if e.Err == nil {
+		return []error{what}
+	}
+	return []error{what, e.Err}
+}

@@ -15,6 +15,11 @@ import (
 // reads the journal, and what it writes later is refused, on either controller: the number is kept with the pool, and
 // survives a takeover. The name is "<initiator>:e<number>", which is a legal iSCSI name (RFC 7143 4.2.7).
 // A number never falls: a request without a claim keeps the one that is.
+//
+// A name is no proof: everybody on the network may say it. So the shelf takes a claim's name only from one who proves
+// by CHAP that the claim was his (RFC 7143 12.1.3), and proves itself to him by another secret. Both secrets go out
+// with the grant, are another pair for each claim, and are kept nowhere: Shelf.Secrets derives them, on both
+// controllers alike.
 
 const (
 	claimMark = ":e"
@@ -27,6 +32,12 @@ func joinClaim(initiator string, n uint64) string {
 		return initiator
 	}
 	return fmt.Sprintf("%s%s%d", initiator, claimMark, n)
+}
+
+// IsClaim says that an initiator name is one that a claim gives.
+func IsClaim(initiator string) bool {
+	_, n := splitClaim(initiator)
+	return n > 0
 }
 
 // splitClaim is joinClaim's inverse.

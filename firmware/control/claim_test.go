@@ -17,10 +17,20 @@ func TestClaims(t *testing.T) {
 		want := fmt.Sprintf("iqn.2026-11.io.ledge:h1:e%d", n)
 		if _, g := call(t, h, "PUT", "/v1/hosts/h1", claim, nil); g["initiator"] != want || len(f.hosts) != 1 || f.hosts[0].Initiator != want {
 			t.Fatalf("claim %d: granted %v, hosts %v", n, g, f.hosts)
+		} else if chap, _ := g["chap"].(map[string]any); chap["user"] != want || chap["secret"] != "of "+want || chap["target_secret"] != "target's of "+want {
+			t.Fatalf("claim %d: secrets %v", n, chap)
 		}
 	}
 	if _, g := call(t, h, "PUT", "/v1/hosts/h1", plain, nil); g["initiator"] != "iqn.2026-11.io.ledge:h1:e3" {
 		t.Fatalf("a request without a claim: %v", g)
+	} else if g["chap"] != nil {
+		t.Fatal("a request without a claim gets the secrets of one")
+	}
+	if _, g := call(t, h, "GET", "/v1/hosts", "", nil); strings.Contains(fmt.Sprint(g), "of iqn") {
+		t.Fatalf("the list of hosts has secrets: %v", g)
+	}
+	if s := fmt.Sprintf("%v %+v %#v %s", f.Secrets("x"), Grant{CHAP: &CHAP{Secret: "of x"}}, f.Secrets("x"), f.Secrets("x")); strings.Contains(s, "of x") {
+		t.Fatalf("printed: %s", s)
 	}
 	if code, g := call(t, h, "PUT", "/v1/hosts/h2", claim, nil); code != 409 {
 		t.Fatalf("the initiator of another host: %d %v", code, g)

@@ -12,21 +12,39 @@
 // request carries "Authorization: Bearer <token>" where a token is configured.
 //
 //	GET    /v1/status         → Status
-//	POST   /v1/pool           {force?: bool} → Status            400 members not blank without force; 409 pool exists
+//	GET    /v1/pool           → PoolInfo
+//	POST   /v1/pool           {force?, data?, parity?, spares?, drives?: [path…]} → Status
+//	                          400 drives not blank without force; 409 pool exists
+//	PUT    /v1/pool/thresholds {warn_percent} → PoolInfo
+//	POST   /v1/pool/drain     → 202 Task: all of the log to the members
+//	POST   /v1/pool/give-up   {force?} → 202 Task: marks lost what more missing members than parity covers hold back
+//	GET    /v1/array          → ArrayInfo
+//	POST   /v1/array/scrub    {action: "start"|"pause"|"stop"} → ArrayInfo
+//	PUT    /v1/array/rates    {rebuild?, rebuild_floor?, scrub?, scrub_floor?} → ArrayInfo
+//	POST   /v1/array/grow     {drives: [path…], force?} → 202 Task
+//	POST   /v1/array/members/{n}/fail     {force?} → ArrayInfo   409 data or the last redundancy would be lost
+//	POST   /v1/array/members/{n}/replace  {path, force?} → 202 Task
+//	POST   /v1/array/members/{n}/readd    {path?} → 202 Task
+//	GET    /v1/drives         → DriveList; this controller's own ports, whoever owns the pool
+//	POST   /v1/drives/rescan  → DriveList, after a look at what is plugged in
+//	POST   /v1/drives/wipe    {path, force?} → Drive            409 a living member; reserved by others without force
 //	POST   /v1/takeover       {} or no body → Status             409 refused, with the reason
-//	PUT    /v1/hosts/{name}   {initiator, journal_bytes, store_bytes, claim} → Grant; claim: claim.go
+//	PUT    /v1/hosts/{name}   {initiator, journal_bytes, store_bytes, claim} → Grant; claim: claim.go. The only answer
+//	                          with secrets in it, and only to a claim.
 //	                          idempotent: creates the host's LUNs when missing, replaces its initiator name.
 //	                          409 when a LUN exists with another size
 //	GET    /v1/hosts          → {hosts: [{name, initiator, luns: [id…]}]}
 //	GET    /v1/luns           → {luns: [LUN…]}
 //	POST   /v1/luns           {name, size_bytes, kind?: "plain", block_bytes?: 512|4096} → 201 LUN
-//	DELETE /v1/luns/{name}    → 204
+//	GET    /v1/luns/{name}    → LUNInfo
+//	DELETE /v1/luns/{name}?force=true → 204; the space comes back in the background. 409 a host's LUN without force
+//	POST   /v1/luns/{name}/resize {size_bytes} → LUNInfo         400 smaller: never
+//	POST   /v1/luns/{name}/rename {name} → LUNInfo
 //	GET    /v1/events?since=N&limit=M → {events: [{seq, time, level, text}…], next}
 //
-// Errors are {"error": "...", "hint": "..."} with 400 (the request is wrong), 401 (token), 404, 405, 409 (the
+// Errors are {"error": "...", "hint": "...", "owner": "A"|"B"} with 400 (the request is wrong), 401 (token), 404, 405, 409 (the
 // state forbids it: not the owner, exists, refused), 413, 500, 503 (starting, busy) and 507 (no space).
-// A controller that does not own the pool answers requests that change something with 409 and the owner's name,
-// except POST /v1/takeover.
+// A controller that does not own the pool answers what only the owner can with 409 and the owner's name in "owner".
 //
 // # Time-outs
 //
@@ -37,6 +55,8 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -127,6 +147,8 @@ type LUN struct {
 	BlockBytes     uint32 `json:"block_bytes"`
 	AllocatedBytes int64  `json:"allocated_bytes"`
 	UUID           string `json:"uuid"`
+	// State is "deleting" for one whose space is coming back; "" else.
+	State string `json:"state,omitempty"`
 }
 
 // Status of one controller. Role is one of owner, standby, starting, fenced, taking-over, handing-over, no-pool.
@@ -169,7 +191,23 @@ type Grant struct {
 	// CapacityBytes is what the store may take of the pool, as things stand: the store LUN is thin and larger than the
 	// pool, and a store that stops in time keeps room to free what is deleted. Zero: not known.
 	CapacityBytes int64 `json:"capacity_bytes"`
+	// CHAP is what the initiator must prove, and what the target proves; nil without a claim.
+	CHAP *CHAP `json:"chap,omitempty"`
 }
+
+// CHAP is a pair of secrets (RFC 7143 12.1.3). It is never printed.
+type CHAP struct {
+	User         string `json:"user"`
+	Secret       string `json:"secret"`
+	TargetUser   string `json:"target_user"`
+	TargetSecret string `json:"target_secret"`
+}
+
+// Format keeps the secrets out of logs and errors, whatever the verb.
+func (c CHAP) Format(f fmt.State, _ rune) { fmt.Fprint(f, "(CHAP secrets)") }
+
+// LogValue does the same for package slog.
+func (c CHAP) LogValue() slog.Value { return slog.StringValue("(CHAP secrets)") }
 
 // LUNSpec asks for a new LUN.
 type LUNSpec struct {
@@ -182,6 +220,8 @@ type LUNSpec struct {
 // Catalog is the owner's pool as this package uses it. Implementations wrap the errors above.
 type Catalog interface {
 	LUNs() []LUN
+	// Deleting are LUNs that are gone for initiators and still hold space.
+	Deleting() []LUN
 	CreateLUN(ctx context.Context, spec LUNSpec) (LUN, error)
 	DeleteLUN(ctx context.Context, name string) error
 	Hosts() []Host
@@ -194,8 +234,16 @@ type Shelf interface {
 	Status(ctx context.Context) Status
 	// Catalog returns the pool's catalog, or *NotOwner, or ErrUnavailable while ownership moves.
 	Catalog() (Catalog, error)
-	CreatePool(ctx context.Context, force bool) error
+	// Storage as Catalog.
+	Storage() (Storage, error)
+	// Drives looks at what is plugged in at this controller now.
+	Drives(ctx context.Context) (DriveList, error)
+	// WipeDrive erases the labels of a drive that is no living member, and returns what it is then.
+	WipeDrive(ctx context.Context, path string, force bool) (Drive, error)
+	CreatePool(ctx context.Context, spec PoolSpec) error
 	Takeover(ctx context.Context) error
 	// Target is the name and all portals of both controllers that initiators should use.
 	Target() (name string, portals []string)
+	// Secrets are those of an initiator name that a claim gave.
+	Secrets(initiator string) CHAP
 }

@@ -26,6 +26,8 @@ type fake struct {
 	luns     []LUN
 	hosts    []Host
 	pools    int
+	spec     PoolSpec
+	storage  fakeStorage
 }
 
 func (f *fake) Status(context.Context) Status {
@@ -39,20 +41,25 @@ func (f *fake) Catalog() (Catalog, error) {
 	return f, nil
 }
 
-func (f *fake) CreatePool(_ context.Context, force bool) error {
+func (f *fake) CreatePool(_ context.Context, spec PoolSpec) error {
+	f.spec = spec
 	if f.pools > 0 {
 		return fmt.Errorf("%w: the members carry a pool", ErrConflict)
 	}
-	if !force {
+	if !spec.Force {
 		return &Hint{fmt.Errorf("%w: drive 3 is not blank", ErrInvalid), `send {"force":true}`}
 	}
 	f.pools++
 	return nil
 }
+func (f *fake) Secrets(name string) CHAP {
+	return CHAP{User: name, Secret: "of " + name, TargetUser: "t", TargetSecret: "target's of " + name}
+}
 func (f *fake) Takeover(context.Context) error { return f.takeover }
 func (f *fake) Target() (string, []string)     { return "iqn.x", []string{"127.0.0.1:3260"} }
 func (f *fake) LUNs() []LUN                    { return f.luns }
 func (f *fake) Hosts() []Host                  { return f.hosts }
+func (f *fake) Deleting() []LUN                { return []LUN{{Name: "old", State: "deleting"}} }
 
 func (f *fake) CreateLUN(_ context.Context, s LUNSpec) (LUN, error) {
 	if f.full {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -25,19 +26,6 @@ func (s *Server) status(r *http.Request) Status {
 		st.Portals = []string{}
 	}
 	return st
-}
-
-func (s *Server) postPool(r *http.Request) (int, any, error) {
-	var req struct {
-		Force bool `json:"force"`
-	}
-	if err := decode(r, &req, true); err != nil {
-		return 0, nil, err
-	}
-	if err := s.o.Shelf.CreatePool(r.Context(), req.Force); err != nil {
-		return 0, nil, err
-	}
-	return http.StatusOK, s.status(r), nil
 }
 
 func (s *Server) postTakeover(r *http.Request) (int, any, error) {
@@ -63,8 +51,13 @@ func (s *Server) getHosts(r *http.Request) (int, any, error) {
 	return http.StatusOK, map[string]any{"hosts": hosts}, nil
 }
 
+// getLUNs answers on both controllers. The owner adds those that are being deleted.
 func (s *Server) getLUNs(r *http.Request) (int, any, error) {
-	return http.StatusOK, map[string]any{"luns": s.status(r).LUNs}, nil
+	luns := s.status(r).LUNs
+	if c, err := s.o.Shelf.Catalog(); err == nil {
+		luns = append(slices.Clone(luns), c.Deleting()...)
+	}
+	return http.StatusOK, map[string]any{"luns": luns}, nil
 }
 
 // putHost brings the host's two LUNs and its registration into being. Each step is idempotent, so a host that
@@ -120,8 +113,13 @@ func (s *Server) putHost(r *http.Request) (int, any, error) {
 		return 0, nil, err
 	}
 	target, portals := s.o.Shelf.Target()
-	return http.StatusOK, Grant{Initiator: initiator, Target: target, Portals: portals, JournalLUN: journal.LUN, StoreLUN: store.LUN,
-		CapacityBytes: storeCapacity(s.o.Shelf.Status(r.Context()), store.ID)}, nil
+	g := Grant{Initiator: initiator, Target: target, Portals: portals, JournalLUN: journal.LUN, StoreLUN: store.LUN,
+		CapacityBytes: storeCapacity(s.o.Shelf.Status(r.Context()), store.ID)}
+	if req.Claim { // who asks without one gets to know an earlier claim's name, but nothing to use it with
+		chap := s.o.Shelf.Secrets(initiator)
+		g.CHAP = &chap
+	}
+	return http.StatusOK, g, nil
 }
 
 // capacitySlack stays free for what the pool frees late: extents whose records are still on their way.
@@ -197,21 +195,6 @@ func (s *Server) postLUN(r *http.Request) (int, any, error) {
 		return 0, nil, err
 	}
 	return http.StatusCreated, l, nil
-}
-
-func (s *Server) deleteLUN(r *http.Request) (int, any, error) {
-	name := r.PathValue("name")
-	if err := checkLUNName(name); err != nil {
-		return 0, nil, invalid(err)
-	}
-	c, err := s.o.Shelf.Catalog()
-	if err != nil {
-		return 0, nil, err
-	}
-	if err := c.DeleteLUN(r.Context(), name); err != nil {
-		return 0, nil, err
-	}
-	return http.StatusNoContent, nil, nil
 }
 
 func (s *Server) getEvents(r *http.Request) (int, any, error) {

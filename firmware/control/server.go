@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -77,14 +78,13 @@ func (s *Server) Close(ctx context.Context) error {
 func (s *Server) Handler() http.Handler {
 	routes := map[string]map[string]func(*http.Request) (int, any, error){
 		"/v1/status":       {"GET": s.getStatus},
-		"/v1/pool":         {"POST": s.postPool},
 		"/v1/takeover":     {"POST": s.postTakeover},
 		"/v1/hosts":        {"GET": s.getHosts},
 		"/v1/hosts/{name}": {"PUT": s.putHost},
 		"/v1/luns":         {"GET": s.getLUNs, "POST": s.postLUN},
-		"/v1/luns/{name}":  {"DELETE": s.deleteLUN},
 		"/v1/events":       {"GET": s.getEvents},
 	}
+	maps.Copy(routes, s.storageRoutes())
 	mux := http.NewServeMux()
 	for path, methods := range routes {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -171,13 +171,18 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, code int, err erro
 	body := struct {
 		Error string `json:"error"`
 		Hint  string `json:"hint,omitempty"`
+		// Owner is the controller to ask, where it is not this one.
+		Owner string `json:"owner,omitempty"`
 	}{Error: err.Error()}
 	var hint *Hint
 	if errors.As(err, &hint) {
 		body.Hint = hint.Hint
 	}
 	var no *NotOwner
-	if errors.As(err, &no) && body.Hint == "" {
+	if errors.As(err, &no) {
+		body.Owner = no.Owner
+	}
+	if no != nil && body.Hint == "" {
 		if no.Owner != "" {
 			body.Hint = "send this to controller " + no.Owner + ", or order a takeover here: POST /v1/takeover"
 		} else {

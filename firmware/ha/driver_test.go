@@ -24,6 +24,12 @@ type disks struct {
 	view   View // Epoch, Owner, Solo, Replaying, Holder
 }
 
+func (d *disks) seen() View {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.view
+}
+
 type node struct {
 	self    Controller
 	disks   *disks
@@ -31,18 +37,22 @@ type node struct {
 	d       *Driver
 	gate    *Gate
 
-	mu       sync.Mutex
-	up, mute bool // on the link; mute: messages to us are lost
-	mirror   bool // complete
-	frozen   bool
-	open     atomic.Bool
-	failing  map[Op]error
-	hang     map[Op]chan struct{}
-	log      []string
-	shown    string
-	code     chan int
-	stop     context.CancelFunc
-	forms    any
+	mute   atomic.Bool // messages to us are lost
+	mirror atomic.Bool // complete
+	frozen atomic.Bool
+	open   atomic.Bool
+
+	mu      sync.Mutex // guards up to forms: the driver's goroutines and the test's meet here
+	up      bool       // on the link
+	failing map[Op]error
+	hang    map[Op]chan struct{}
+	log     []string
+	shown   string
+	forms   any
+
+	last chan struct{} // the last member's label is written by Disown when this is closed; nil: at once
+	code chan int
+	stop context.CancelFunc
 }
 
 func (n *node) do(op Op, f func(*disks) error) error {
@@ -67,7 +77,7 @@ func (n *node) Look(context.Context) (v View, err error) {
 		if !d.formed {
 			v = View{Blank: true}
 		}
-		v.Mirror = n.mirror
+		v.Mirror = n.mirror.Load()
 		return nil
 	})
 	return v, err
@@ -119,7 +129,13 @@ func (n *node) Clear(context.Context) error {
 }
 
 func (n *node) Disown(context.Context) error {
-	return n.do(Disown, func(d *disks) error { d.view.Owner = None; return n.held(d) })
+	if err := n.do(Disown, func(d *disks) error { d.view.Owner = None; return n.held(d) }); err != nil || n.last == nil {
+		return err
+	}
+	<-n.last // a majority has the label
+	n.disks.mu.Lock()
+	defer n.disks.mu.Unlock()
+	return n.held(n.disks)
 }
 func (n *node) Confirm(context.Context) error {
 	n.disks.mu.Lock()
@@ -128,7 +144,9 @@ func (n *node) Confirm(context.Context) error {
 }
 
 func (n *node) Form(_ context.Context, spec any) error {
+	n.mu.Lock()
 	n.forms = spec
+	n.mu.Unlock()
 	return n.do(Form, func(d *disks) error {
 		d.formed, d.view = true, View{Epoch: 1, Owner: n.self, Holder: n.self}
 		return nil
@@ -154,12 +172,24 @@ func (n *node) show(s string) {
 	defer n.mu.Unlock()
 	n.shown = s
 }
+func (n *node) shows() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.shown
+}
+
+func (n *node) formedFrom() any {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.forms
+}
+
 func (n *node) Serve()      { n.show("serve") }
 func (n *node) Transition() { n.show("transition") }
 func (n *node) Follow()     { n.show("follow") }
 func (n *node) Halt()       { n.show("halt") }
-func (n *node) Freeze()     { n.frozen = true }
-func (n *node) Thaw(View)   { n.frozen = false }
+func (n *node) Freeze()     { n.frozen.Store(true) }
+func (n *node) Thaw(View)   { n.frozen.Store(false) }
 func (n *node) Connected() bool {
 	n.partner.mu.Lock()
 	defer n.partner.mu.Unlock()
@@ -170,7 +200,7 @@ func (n *node) Send(_ context.Context, kind string) error {
 	if !n.Connected() {
 		return errors.New("no link")
 	}
-	if p := n.partner; !p.mute {
+	if p := n.partner; !p.mute.Load() {
 		p.d.Message(kind)
 	}
 	return nil
@@ -205,7 +235,8 @@ func (n *node) phase() Phase { st, _, _ := n.d.State(); return st.Phase }
 func pair(view View) (a, b *node) {
 	d := &disks{formed: view.Epoch > 0, view: view}
 	a = &node{self: A, disks: d, failing: map[Op]error{}, hang: map[Op]chan struct{}{}}
-	b = &node{self: B, disks: d, failing: map[Op]error{}, hang: map[Op]chan struct{}{}, mirror: true}
+	b = &node{self: B, disks: d, failing: map[Op]error{}, hang: map[Op]chan struct{}{}}
+	b.mirror.Store(true)
 	a.partner, b.partner = b, a
 	return a, b
 }
@@ -227,8 +258,8 @@ func scene(t *testing.T, view View, f func(t *testing.T, a, b *node)) {
 
 func TestStartAndStop(t *testing.T) {
 	scene(t, owned(), func(t *testing.T, a, b *node) {
-		if a.phase() != Owner || b.phase() != Standby || a.shown != "serve" || b.shown != "follow" || !a.frozen || b.frozen {
-			t.Fatalf("a %v %s, b %v %s", a.phase(), a.shown, b.phase(), b.shown)
+		if a.phase() != Owner || b.phase() != Standby || a.shows() != "serve" || b.shows() != "follow" || !a.frozen.Load() || b.frozen.Load() {
+			t.Fatalf("a %v %s, b %v %s", a.phase(), a.shows(), b.phase(), b.shows())
 		}
 		if code := a.end(); code != 0 || a.open.Load() {
 			t.Fatalf("stopped with %d, open %t", code, a.open.Load())
@@ -238,13 +269,13 @@ func TestStartAndStop(t *testing.T) {
 
 func TestPlannedTakeover(t *testing.T) {
 	scene(t, owned(), func(t *testing.T, a, b *node) {
-		b.mirror = false // stale does not matter: the owner drains
+		b.mirror.Store(false) // stale does not matter: the owner drains
 		if err := b.d.Takeover(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if a.phase() != Standby || b.phase() != Owner || a.open.Load() || b.disks.view.Epoch != 2 {
-			t.Fatalf("a %v, b %v, %v", a.phase(), b.phase(), b.disks.view)
+		if a.phase() != Standby || b.phase() != Owner || a.open.Load() || b.disks.seen().Epoch != 2 {
+			t.Fatalf("a %v, b %v, %v", a.phase(), b.phase(), b.disks.seen())
 		}
 		if err := b.d.Takeover(t.Context()); err != nil {
 			t.Fatal("an owner that is told to take over:", err)
@@ -252,10 +283,32 @@ func TestPlannedTakeover(t *testing.T) {
 	})
 }
 
+// TestFencedInDisown: the partner sees the label on a majority and goes on while the last members get it.
+func TestFencedInDisown(t *testing.T) {
+	scene(t, owned(), func(t *testing.T, a, b *node) {
+		a.last = make(chan struct{})
+		if err := b.d.Takeover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a.d.Lost() // a confirmation that came late
+		close(a.last)
+		synctest.Wait()
+		if a.phase() != Standby || b.phase() != Owner {
+			t.Fatalf("a %v, b %v", a.phase(), b.phase())
+		}
+		if err := a.d.Takeover(t.Context()); err != nil {
+			t.Fatal("and back:", err)
+		}
+		if code := b.end(); code != 0 {
+			t.Fatalf("b ended with %d", code)
+		}
+	})
+}
+
 // TestLostAnswer: the label says what the message would have.
 func TestLostAnswer(t *testing.T) {
 	scene(t, owned(), func(t *testing.T, a, b *node) {
-		b.mute = true
+		b.mute.Store(true)
 		if err := b.d.Takeover(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -264,7 +317,7 @@ func TestLostAnswer(t *testing.T) {
 
 func TestSilentPartner(t *testing.T) {
 	scene(t, owned(), func(t *testing.T, a, b *node) {
-		a.mute = true
+		a.mute.Store(true)
 		began := time.Now()
 		if err := b.d.Takeover(t.Context()); err != nil {
 			t.Fatal(err)
@@ -272,30 +325,35 @@ func TestSilentPartner(t *testing.T) {
 		if took := time.Since(began); took < 4*time.Second {
 			t.Fatalf("served after %v, before the old owner's lease ran out", took)
 		}
-		if code := <-a.code; code != ExitFenced || a.shown != "halt" {
-			t.Fatalf("old owner: %d, %s", code, a.shown)
+		if code := <-a.code; code != ExitFenced || a.shows() != "halt" {
+			t.Fatalf("old owner: %d, %s", code, a.shows())
 		}
 	})
 }
 
 func TestStaleRefused(t *testing.T) {
 	scene(t, owned(), func(t *testing.T, a, b *node) {
-		a.mute = true
+		a.mute.Store(true)
+		b.disks.mu.Lock()
 		b.disks.view.Solo, b.disks.view.SoloLSN = true, 812
+		b.disks.mu.Unlock()
 		err := b.d.Takeover(t.Context())
 		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "812") {
 			t.Fatal(err)
 		}
-		if a.phase() != Owner || b.phase() != Standby || a.disks.view.Holder != A {
-			t.Fatalf("a %v, b %v, %v", a.phase(), b.phase(), a.disks.view)
+		synctest.Wait()
+		if a.phase() != Owner || b.phase() != Standby || a.disks.seen().Holder != A {
+			t.Fatalf("a %v, b %v, %v", a.phase(), b.phase(), a.disks.seen())
 		}
 	})
 }
 
 func TestFailureIsNamed(t *testing.T) {
 	scene(t, owned(), func(t *testing.T, a, b *node) {
-		a.mute = true
+		a.mute.Store(true)
+		b.mu.Lock()
 		b.failing[Fence] = errors.New("drive 7 on fire")
+		b.mu.Unlock()
 		err := b.d.Takeover(t.Context())
 		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "drive 7 on fire") {
 			t.Fatal(err)
@@ -314,8 +372,8 @@ func TestHaltDoesNotWait(t *testing.T) {
 		synctest.Wait()
 		a.d.Lost()
 		synctest.Wait()
-		if a.shown != "halt" || a.gate.enter(t.Context()) == nil {
-			t.Fatalf("shown %s", a.shown)
+		if a.shows() != "halt" || a.gate.enter(t.Context()) == nil {
+			t.Fatalf("shown %s", a.shows())
 		}
 		// The action hangs for ever, and the driver ends all the same.
 		if code := <-a.code; code != ExitFenced {
@@ -330,13 +388,14 @@ func TestSlowDrainGoesOn(t *testing.T) {
 		a.mu.Lock()
 		a.failing[Drain] = context.DeadlineExceeded
 		a.mu.Unlock()
-		b.mirror = false
+		b.mirror.Store(false)
 		err := b.d.Takeover(t.Context())
 		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "stale") {
 			t.Fatal(err)
 		}
-		if a.phase() != Owner || a.shown != "serve" || !a.open.Load() {
-			t.Fatalf("a %v %s", a.phase(), a.shown)
+		synctest.Wait() // the refusal is on its way before the owner serves again
+		if a.phase() != Owner || a.shows() != "serve" || !a.open.Load() {
+			t.Fatalf("a %v %s", a.phase(), a.shows())
 		}
 	})
 }
@@ -361,8 +420,8 @@ func TestCreate(t *testing.T) {
 		if err := a.d.Takeover(t.Context()); !errors.Is(err, ErrRefused) {
 			t.Fatal(err)
 		}
-		if err := a.d.Create(t.Context(), "spec"); err != nil || a.forms != "spec" {
-			t.Fatal(err, a.forms)
+		if err := a.d.Create(t.Context(), "spec"); err != nil || a.formedFrom() != "spec" {
+			t.Fatal(err, a.formedFrom())
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -382,8 +441,8 @@ func TestUnfit(t *testing.T) {
 		a.failing[Open] = ErrUnfit
 		a.start(t)
 		b.start(t)
-		if a.phase() != Refused || a.disks.view.Holder != None {
-			t.Fatal(a.phase(), a.disks.view)
+		if a.phase() != Refused || a.disks.seen().Holder != None {
+			t.Fatal(a.phase(), a.disks.seen())
 		}
 		if err := a.d.Takeover(t.Context()); !errors.Is(err, ErrRefused) {
 			t.Fatal(err)
@@ -406,7 +465,7 @@ func TestUnfit(t *testing.T) {
 func TestOrdersWait(t *testing.T) {
 	scene(t, owned(), func(t *testing.T, a, b *node) {
 		release := make(chan struct{})
-		a.mute = true
+		a.mute.Store(true)
 		b.mu.Lock()
 		b.hang[Fence] = release
 		b.mu.Unlock()

@@ -142,8 +142,22 @@ func (g *Gate) look() (done bool, err error) {
 	return int64(g.clock()) < g.until.Load(), nil
 }
 
-// Device puts the gate before dev.
-func (g *Gate) Device(dev target.Device) target.Device { return &gated{g, dev} }
+// Device puts the gate before dev. What a target.Provisioned tells of its space passes ungated: a figure, which
+// promises nothing.
+func (g *Gate) Device(dev target.Device) target.Device {
+	d := &gated{g, dev}
+	if p, ok := dev.(target.Provisioned); ok {
+		return &gatedThin{d, p}
+	}
+	return d
+}
+
+type gatedThin struct {
+	*gated
+	pool target.Provisioned
+}
+
+func (d *gatedThin) Space() target.Space { return d.pool.Space() }
 
 type gated struct {
 	g   *Gate

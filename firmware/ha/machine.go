@@ -57,7 +57,10 @@ import "fmt"
 //   - A claim that failed may still stand on a minority of members: the controller goes back to Starting and
 //     looks, rather than to assume either outcome; the mirror stays frozen till a look says that the partner
 //     owns.
-//   - A fenced owner ends its process (exit 3): nothing that is in its memory, and no command in flight, can
+//   - An owner that is fenced while it writes "owner nobody" has drained and closed everything before, so it
+//     goes back to Starting and looks, like after a claim of unknown outcome. It is usual: the partner fences as
+//     soon as a majority says nobody, and the last members' labels are still under way.
+//   - Any other fenced owner ends its process (exit 3): nothing that is in its memory, and no command in flight, can
 //     outlive the fence.
 
 // Phase is where a controller stands.
@@ -131,7 +134,8 @@ type State struct {
 	Silent bool
 	// Asked: the partner was asked, or cannot be; do not ask again for this order.
 	Asked bool
-	// Clean: what we are about to claim was handed over, or never owned: there is nothing to replay.
+	// Clean: what we are about to claim was handed over, or never owned: there is nothing to replay. In HandingOver:
+	// all is destaged and closed.
 	Clean bool
 }
 
@@ -261,6 +265,8 @@ func (s State) Step(e Event) (State, []Action) {
 	switch {
 	case s.Phase == Fenced || s.Phase == Failed:
 		return s, nil
+	case e.Kind == EvLost && s.Phase == HandingOver && s.Clean:
+		return s, nil // drained and closed: Disown's answer tells
 	case e.Kind == EvLost && s.holdsPool():
 		return s.fenced()
 	case e.Kind == EvBroken && s.holdsPool():

@@ -35,6 +35,7 @@ type ctl struct {
 	follows bool // after Follow: takes frames when thawed
 	soloMem bool // as owner: recorded solo, acknowledges alone
 	lost    bool // as owner: knows nothing yet, for the EvLost event
+	nobody  bool // Disown: a majority has the label, the rest is under way
 	// NVRAM
 	logID, log        uint8
 	mirEpoch, mir     uint8
@@ -410,11 +411,21 @@ func (c *checker) exec(w world, i int) {
 		answer(w, EvDrained, OK)
 	case Disown:
 		if !held {
+			w.c[i].nobody = false
 			answer(w, EvDisowned, Conflict)
 			return
 		}
 		fail(EvDisowned)
 		w.l.owner, w.l.solo, w.l.replaying = None, false, false
+		// The partner may fence before the last member has the label; then the answer is a conflict.
+		me := &w.c[i]
+		if me.nobody = !me.nobody; me.nobody {
+			copy(me.queue[1:], me.queue[:])
+			me.queue[0] = Disown
+			me.n++
+			c.push(w)
+			return
+		}
 		answer(w, EvDisowned, OK)
 	case Follow:
 		w.c[i].follows = true

@@ -177,6 +177,7 @@ func (s State) handingOver(e Event) (State, []Action) {
 	case EvDrained:
 		switch e.Result {
 		case OK:
+			s.Clean = true
 			return s, do(Disown)
 		case Conflict:
 			return s.fenced()
@@ -193,7 +194,10 @@ func (s State) handingOver(e Event) (State, []Action) {
 			n.Seen.Owner, n.Seen.Holder = None, None
 			return n, append(a, do(Release, Answer, Thaw, Follow, Wait)...)
 		case Conflict:
-			return s.fenced()
+			// The partner saw the label on a majority and fenced us while the last members got it; or it lost
+			// patience. Either way nothing is open here and all is on the members: who owns them is theirs to say.
+			n, a := s.reset(Starting, "the partner fenced this controller while the pool was handed over")
+			return n, append(a, do(Release, Answer, Look)...)
 		}
 		return s.failed()
 	}

@@ -143,6 +143,9 @@ func completeConfig(data []byte, b *boardFile, controller string) (complete []by
 	// A listens on the partner link and B dials: one of the two must, and A is there first by habit.
 	a := b.Links.Partner.Address("A").Addr().String()
 	mirror := map[string]string{"dial": net.JoinHostPort(a, strconv.Itoa(b.MirrorPort))}
+	if b.MirrorWindow != "" {
+		mirror["dial"] = "window:" + b.MirrorWindow
+	}
 	if controller == "A" {
 		mirror = map[string]string{"listen": mirror["dial"]}
 	}
@@ -153,7 +156,7 @@ func completeConfig(data []byte, b *boardFile, controller string) (complete []by
 	}{
 		{"controller", controller},
 		{"drives", b.Drives.Globs},
-		{"nvram", map[string]any{"path": b.NVRAM.Path}},
+		{"nvram", map[string]any{"path": b.NVRAM.Path, "kind": b.NVRAM.Kind, "trust_plp": b.NVRAM.TrustPLP}},
 		{"mirror", mirror},
 	} {
 		if _, ok := fields[d.name]; ok {

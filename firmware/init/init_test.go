@@ -251,6 +251,13 @@ func TestCompleteConfig(t *testing.T) {
 			t.Errorf("added %q", added)
 		}
 	}
+	w := *b
+	w.MirrorWindow = "/sys/bus/pci/devices/0000:00:09.0/resource2"
+	for side, want := range map[string]string{"A": `"listen": "window:/sys/bus/pci`, "B": `"dial": "window:/sys/bus/pci`} {
+		if data, _, err := completeConfig([]byte(`{"shelf":"s"}`), &w, side); err != nil || !strings.Contains(string(data), want) {
+			t.Errorf("%s: %s, %v", side, data, err)
+		}
+	}
 	// What is given is kept; what contradicts or is no JSON is refused.
 	data, added, err := completeConfig([]byte(`{"controller":"A","drives":["/dev/vda"],"nvram":{"path":"/x"},"mirror":{}}`), b, "A")
 	if err != nil || added != "nothing" || !bytes.Contains(data, []byte("/dev/vda")) {

@@ -62,7 +62,7 @@ func TestFind(t *testing.T) {
 
 func TestWaitSeesALateDriver(t *testing.T) {
 	sys := filepath.Join(t.TempDir(), "late")
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	found := make(chan string, 1)
 	go func() {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/ledge-storage/ledge/target"
 )
 
 // Admission: a write waits here, and only here, for room.
@@ -35,6 +37,10 @@ func (p *Pool) admit(ctx context.Context, payload, entries int) error {
 		if p.err != nil {
 			p.mu.Unlock()
 			return p.alive()
+		}
+		if p.closing {
+			p.mu.Unlock()
+			return fmt.Errorf("shelf: the pool is being closed: %w", target.ErrTransition)
 		}
 		if p.room(n, entries) {
 			p.inflight += n
@@ -89,6 +95,9 @@ func (p *Pool) room(n int64, entries int) bool {
 func (p *Pool) release(payload int) {
 	p.mu.Lock()
 	p.inflight -= int64(payload+overheadBlocks) * blockBytes
+	if p.closing {
+		p.wakeWaiters()
+	}
 	p.mu.Unlock()
 }
 
@@ -108,11 +117,16 @@ func (p *Pool) wake() {
 	}
 }
 
-// pressure is how full the log and the overlay are, the fuller of both, from 0 to 1.
+// pressure is how full the log and the overlay are, the fuller of both, from 0 to 1. What the log is about to trim
+// does not count: it does so a little later.
 func (p *Pool) pressure() float64 {
 	s := p.log.Stats()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	used := float64(s.Used+p.inflight) / float64(max(1, s.Bytes-s.Reserve))
+	left := 1.0
+	if p.trimmed > s.Tail && s.Next > s.Tail {
+		left = float64(s.Next-min(p.trimmed, s.Next)) / float64(s.Next-s.Tail)
+	}
+	used := (float64(s.Used)*left + float64(p.inflight)) / float64(max(1, s.Bytes-s.Reserve))
 	return max(used, float64(p.over.entries)/float64(p.opts.OverlayBlocks))
 }

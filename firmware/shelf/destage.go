@@ -15,12 +15,13 @@ import (
 
 // Destage moves acknowledged blocks from the overlay to the members, a round at a time:
 //
-//	1. pick      whole stripes first, then those with the oldest blocks; when the log is nearly full, the
-//	             oldest only, so that its tail moves.
+//	1. pick      of what is in the oldest part of the log, whole stripes first, then those with the oldest blocks;
+//	             when the log is nearly full, the oldest only, so that its tail moves; in a drain, all.
 //	2. capture   the blocks of each as they are now. The extent is pinned.
 //	3. write     W  a stripe that is whole in the overlay, or was never written (the rest is zeros):
 //	                array.WriteStripe, which reads nothing.
 //	             U  any other: PrepareUpdate (reads), log.Append of the redo image, parity included, Apply (P3).
+//	                What is beyond parity is given up (lost.go).
 //	4. flush     the members' caches.
 //	5. record    the stripes written for the first time, as "written" in the map.
 //	6. settle    blocks that were not overwritten meanwhile leave the overlay.
@@ -65,6 +66,13 @@ import (
 // stripe, and carry no information.
 // It does not hold for metadata: its log records are changes, not blocks. So metadata stripes always take path U.
 //
+// # What is overwritten
+//
+// A block that is written again and again shall not reach the members each time. Its older copies are not needed, and go
+// with the log's tail: so the tail is moved before anything is destaged. And what is young enough to be there when destage
+// stops (stopAt) is left alone: it may yet be overwritten, or become a whole stripe. A ring that takes less of the log,
+// such as an agent's journal, so never reaches the members while it is written.
+//
 // # Stale redo images
 //
 // The lanes are trimmed apart, and a trim may reach the media late. So replay can meet an image that a
@@ -93,6 +101,7 @@ type need int
 const (
 	needRoom  need = iota // somebody waits for room
 	needDrain             // everything shall go
+	needAll               // everything must go, whatever has to be given up for it (lost.go)
 )
 
 // job is one stripe of a round.
@@ -105,7 +114,12 @@ type job struct {
 	full    bool // path W
 	fresh   bool // never written before
 	blocks  []captured
-	skipped bool // its old blocks cannot be read
+	skipped bool // its old blocks cannot be read, and may come back
+	// force, most and postponed are of lost.go: failed members count as gone; the blocks of an image at most; another
+	// stripe of the round was given up.
+	force     bool
+	most      int
+	postponed bool
 }
 
 type captured struct {
@@ -121,16 +135,16 @@ func (p *Pool) destageRound(ctx context.Context, why need) (worked bool, err err
 		return false, err
 	}
 	defer p.turn.give()
-	hurry := why == needRoom && p.pressure() >= hurryAt
-	updates := p.log.Stats().UpdateBytes / 4 / blockBytes
-	p.mu.Lock()
-	if p.err != nil {
-		p.mu.Unlock()
-		return false, p.alive()
+	if why == needRoom { // writers may come to wait for it
+		p.load.enter()
+		defer p.load.leave()
 	}
-	jobs := p.pick(hurry, int(updates))
-	p.mu.Unlock()
+	jobs, err := p.pick(why)
+	if err != nil {
+		return false, err
+	}
 	if len(jobs) == 0 {
+		p.trim()
 		return false, nil
 	}
 	last, err := p.writeStripes(jobs)
@@ -156,48 +170,111 @@ func (p *Pool) destageRound(ctx context.Context, why need) (worked bool, err err
 	return worked, nil
 }
 
-// pick chooses and captures the stripes of a round: BatchBlocks blocks, and redo images of no more than updates
-// blocks (a quarter of their lane: the lane is empty when a round starts, and a record may meet its end).
-// Called with mu held.
-func (p *Pool) pick(hurry bool, updates int) []*job {
-	var jobs []*job
-	room := p.opts.BatchBlocks
-	chosen := map[*dirtyStripe]bool{}
-	add := func(s *dirtyStripe) bool {
-		j := p.capture(s, updates)
-		if j == nil {
-			return false
-		}
-		jobs, chosen[s] = append(jobs, j), true
-		if room -= len(j.blocks); j.full {
-			room -= p.sb.stripeBlocks() - len(j.blocks)
-		} else {
-			updates -= p.updateBlocks(len(j.blocks))
-		}
-		return true
+// round is what a round may still take.
+type round struct {
+	hurry bool // the oldest only
+	// force: what failed members would be needed for is given up; most bounds such an image (lost.go).
+	force bool
+	most  int
+	upTo  uint64 // blocks above this LSN are young, and left alone
+	// room is for blocks, updates for blocks of redo images: a quarter of their lane (it is empty when a round starts,
+	// and a record may meet its end).
+	room, updates int
+	looks         int // at whole stripes
+	jobs          []*job
+	chosen        map[uint64]bool // stripes of the array
+	over          bool
+}
+
+// pick chooses and captures the stripes of a round, a few at a time: writers wait for mu meanwhile.
+func (p *Pool) pick(why need) ([]*job, error) {
+	r := round{force: why == needAll, upTo: ^uint64(0), room: p.opts.BatchBlocks, most: p.maxLossBlocks(),
+		updates: int(p.log.Stats().UpdateBytes / 4 / blockBytes), chosen: map[uint64]bool{}}
+	keep := 0.0
+	if why == needRoom {
+		full := p.pressure()
+		r.hurry, keep = full >= hurryAt, min(1, stopAt/full)
+		r.force = r.hurry
 	}
-	for !hurry && room > 0 && len(jobs) < roundStripes {
-		s := p.over.nextFull()
+	for first := true; !r.over; first = false {
+		p.mu.Lock()
+		if p.err != nil {
+			p.unpinJobs(r.jobs)
+			p.mu.Unlock()
+			return nil, p.alive()
+		}
+		if first {
+			p.picks++
+			r.looks = min(len(p.over.full), 4*roundStripes)
+			if low, ok := p.refs.first(); ok && keep > 0 {
+				r.upTo = max(low, p.maxLSN-uint64(float64(p.maxLSN-low)*keep))
+			}
+		}
+		p.pickSome(&r)
+		p.mu.Unlock()
+	}
+	return r.jobs, nil
+}
+
+// lockStripes bounds the stripes that are captured, or settled, before mu is given up for a moment.
+const lockStripes = 8
+
+// pickSome adds a few stripes to a round. Called with mu held.
+func (p *Pool) pickSome(r *round) {
+	end := len(r.jobs) + lockStripes
+	free := func() bool { return r.room > 0 && len(r.jobs) < min(end, roundStripes) }
+	for !r.hurry && free() {
+		s := p.over.nextFull(r.upTo, &r.looks)
 		if s == nil {
 			break
 		}
-		add(s)
+		p.add(r, s)
 	}
 	var back []*dirtyStripe
-	for room > 0 && len(jobs) < roundStripes {
+	for free() {
 		s := p.over.nextOldest()
 		if s == nil {
+			r.over = true
 			break
 		}
 		back = append(back, s)
-		if !chosen[s] && (!s.stuck || s.whole()) && !add(s) {
+		if s.bound > r.upTo || !r.chosen[p.stripeAt(s)] && p.ripe(s, r.force) && !p.add(r, s) {
+			r.over = true
 			break
 		}
 	}
 	for _, s := range back {
 		heap.Push(&p.over.oldest, s)
 	}
-	return jobs
+	r.over = r.over || r.room <= 0 || len(r.jobs) >= roundStripes
+}
+
+// stripeAt is where a dirty stripe lies on the array. Called with mu held.
+func (p *Pool) stripeAt(s *dirtyStripe) uint64 {
+	if s.key.lun == 0 {
+		return p.sb.metaStripe(s.key.ext)
+	}
+	x, _ := p.table.lookup(s.key)
+	return p.table.stripe(x, s.index)
+}
+
+// add takes a stripe into the round; false: its redo image has no room. Called with mu held.
+func (p *Pool) add(r *round, s *dirtyStripe) bool {
+	if r.chosen[p.stripeAt(s)] {
+		return true
+	}
+	j := p.capture(s, r.updates)
+	if j == nil {
+		return false
+	}
+	j.force, j.most = r.force, r.most
+	r.jobs, r.chosen[j.stripe] = append(r.jobs, j), true
+	if r.room -= len(j.blocks); j.full {
+		r.room -= p.sb.stripeBlocks() - len(j.blocks)
+	} else {
+		r.updates -= p.updateBlocks(len(j.blocks))
+	}
+	return true
 }
 
 // updateBlocks bounds the redo image of a change of n blocks: the descriptor, the blocks, and the parity of
@@ -210,7 +287,7 @@ func (p *Pool) updateBlocks(n int) int {
 // capture makes the job of a stripe, or nil when its redo image has no room; of a stripe with more blocks than
 // an image may have, it takes the first. Called with mu held.
 func (p *Pool) capture(s *dirtyStripe, updates int) *job {
-	j := &job{ds: s, stripe: uint64(s.key.ext)}
+	j := &job{ds: s, stripe: p.sb.metaStripe(s.key.ext)}
 	if s.key.lun != 0 {
 		j.extent, _ = p.table.lookup(s.key)
 		e := &p.table.entries[j.extent]
@@ -238,7 +315,7 @@ func (p *Pool) capture(s *dirtyStripe, updates int) *job {
 		c := captured{within: w, lsn: e.lsn, data: e.data}
 		switch {
 		case s.key.lun == 0:
-			c.data = p.render(uint32(int(j.stripe)*p.sb.stripeBlocks() + w))
+			c.data = p.render(s.key.ext*uint32(p.sb.stripeBlocks()) + uint32(w))
 			e.since = 0
 		case c.data == nil:
 			c.data = zeroBlock
@@ -305,11 +382,12 @@ func (p *Pool) writeStripe(j *job) (lsn uint64, err error) {
 		writes[i] = raid.BlockWrite{Block: c.within, Data: c.data}
 	}
 	u, err := p.array.PrepareUpdate(p.ctx, j.stripe, j.gen, writes)
-	if errors.Is(err, raid.ErrUnrecoverable) {
-		// More members lie or are gone than parity knows how to mend. The blocks stay in the overlay, and in the
-		// log; a full overwrite, or a member that returns, frees them.
-		j.skipped = true
-		return 0, nil
+	given := errors.Is(err, raid.ErrUnrecoverable)
+	if given {
+		if u, err = p.giveUp(j, writes); err == nil && u == nil {
+			j.skipped = true
+			return 0, nil
+		}
 	}
 	if err != nil {
 		return 0, err
@@ -319,6 +397,9 @@ func (p *Pool) writeStripe(j *job) (lsn uint64, err error) {
 	set := nvram.Set{Kind: setUpdate, Extents: []nvram.Extent{{Blocks: uint32(byteLen(image) / blockBytes), LBA: j.stripe}}, Payload: image}
 	if err := p.append(func(n uint64) { lsn = n }, set); err != nil {
 		return 0, err
+	}
+	if given {
+		p.gaveUp(j, u.Lost())
 	}
 	return lsn, p.array.Apply(p.ctx, u)
 }
@@ -345,23 +426,36 @@ func (p *Pool) recordWritten(jobs []*job) error {
 
 // settle ends the jobs: what is on the members, and not overwritten meanwhile, leaves the overlay.
 func (p *Pool) settle(jobs []*job, done bool) {
+	for some := range slices.Chunk(jobs, lockStripes) {
+		p.mu.Lock()
+		for _, j := range some {
+			if done {
+				p.settleJob(j)
+			}
+		}
+		p.unpinJobs(some)
+		p.mu.Unlock()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.stats.Rounds++
+	p.giving.Store(false)
+	p.wakeWaiters()
+}
+
+// unpinJobs gives the jobs' extents back. Called with mu held.
+func (p *Pool) unpinJobs(jobs []*job) {
 	for _, j := range jobs {
-		if done {
-			p.settleJob(j)
-		}
 		if j.ds.key.lun != 0 {
 			p.table.unpin(j.extent)
 		}
 	}
-	p.stats.Rounds++
-	p.wakeWaiters()
 }
 
 func (p *Pool) settleJob(j *job) {
 	s := j.ds
 	if s.stuck = j.skipped; s.stuck {
+		p.rest(j)
 		return
 	}
 	if j.full {
@@ -384,31 +478,42 @@ func (p *Pool) settleJob(j *job) {
 	}
 }
 
-// Drain destages everything that was acknowledged before the call. It fails when blocks cannot be destaged, or
-// the pool stops.
-func (p *Pool) Drain(ctx context.Context) error {
+// Drain destages everything that was acknowledged before the call. It fails when blocks cannot be destaged (see
+// GiveUp), or the pool stops.
+func (p *Pool) Drain(ctx context.Context) error { return p.drain(ctx, needDrain, nil) }
+
+// DrainWith is Drain that tells after each round how many bytes are left to destage, of the bytes at its beginning; what
+// is written meanwhile counts too.
+func (p *Pool) DrainWith(ctx context.Context, progress func(left, total int64)) error {
+	return p.drain(ctx, needDrain, progress)
+}
+
+func (p *Pool) drain(ctx context.Context, why need, progress func(left, total int64)) error {
 	p.mu.Lock()
-	target, writes := p.maxLSN, p.inserts
+	target, writes, total := p.maxLSN, p.inserts, p.over.entries
 	p.mu.Unlock()
 	for {
 		p.mu.Lock()
 		oldest, any := p.refs.first()
 		done := !any || oldest > target && p.inserts != writes
-		stuck := p.over.stuckStripes()
+		stuck, left := p.over.stuckStripes(), p.over.entries
 		p.mu.Unlock()
+		if progress != nil {
+			progress(int64(left)*blockBytes, int64(max(left, total))*blockBytes)
+		}
 		if done {
 			return nil
 		}
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("shelf: drain: %w", err)
 		}
-		worked, err := p.destageRound(ctx, needDrain)
+		worked, err := p.destageRound(ctx, why)
 		if err != nil {
 			return fmt.Errorf("shelf: drain: %w", err)
 		}
 		if !worked {
 			if stuck > 0 {
-				return fmt.Errorf("shelf: drain: %d stripes: %w", stuck, raid.ErrUnrecoverable)
+				return fmt.Errorf("shelf: drain: blocks of %d stripes cannot be read and may come back with their members: %w", stuck, raid.ErrUnrecoverable)
 			}
 			time.Sleep(time.Millisecond) // a round of somebody else's took the rest
 		}
@@ -432,6 +537,10 @@ func (p *Pool) destager() {
 		case <-p.log.Failed(): // also when nobody writes: the reservation's holder must not go on reading as if all was well
 			p.fail(fmt.Errorf("shelf: log: %w", p.log.Err()))
 		case <-p.kick:
+			p.trim()
+			if !p.wanted() {
+				break
+			}
 			for p.pressure() > stopAt {
 				if worked, err := p.destageRound(p.ctx, needRoom); err != nil || !worked {
 					break
@@ -445,6 +554,16 @@ func (p *Pool) destager() {
 			}
 		}
 	}
+}
+
+// wanted tells whether destage shall begin: it is time, or somebody waits for room.
+func (p *Pool) wanted() bool {
+	if p.pressure() >= startAt {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.waiters) > 0
 }
 
 // isIdle tells whether nothing was written since it was asked last.

@@ -13,7 +13,21 @@ import (
 // volatile cache: what returned nil is durable.
 type device struct{ *LUN }
 
-var _ target.Device = device{}
+var _ target.Provisioned = device{}
+
+// Space implements target.Provisioned: all LUNs allocate from one pool.
+func (d device) Space() target.Space {
+	p := d.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	eb := uint64(p.sb.ExtentBlocks) * blockBytes
+	s := target.Space{AvailableBytes: uint64(max(0, p.sb.capacity()-p.table.used-p.keepFrom(d.id))) * eb, Shared: true,
+		ThresholdBytes: uint64(p.sb.capacity()) * eb * uint64(100-p.sb.warnPercent()) / 100}
+	if m := p.table.luns[d.id]; m != nil {
+		s.UsedBytes = uint64(m.used) * eb
+	}
+	return s
+}
 
 // maxTransferBytes is the largest command that is hinted at; larger ones are taken, piece by piece.
 const maxTransferBytes = 8 << 20
@@ -30,8 +44,11 @@ func (d device) Info() target.Info {
 		Vendor: "LEDGE", Product: "SHELF " + r.Kind.String(), Revision: "0001",
 		Serial: p.opts.Shelf + "-" + hex.EncodeToString(r.UUID[:8]),
 	}
+	// What one record of the log carries whole. Sectors may begin and end within a block.
+	i.AtomicBlocks = uint32(p.opts.PieceBlocks)
 	if r.BlockBytes == 512 {
 		i.PhysicalExponent = 3
+		i.AtomicBlocks = uint32(p.opts.PieceBlocks-1) * per
 	}
 	return i
 }
@@ -53,7 +70,11 @@ func (l *LUN) live() (lunRecord, error) {
 // own returns with blocks [lo, hi) locked. A deletion that came between the check of live and the lock has
 // ended the LUN, and its id may be another's.
 func (l *LUN) own(ctx context.Context, lo, hi uint64) (*claim, error) {
-	c, err := l.lock.lock(ctx, lo, hi)
+	a := accessWrite
+	if hi-lo > uint64(l.p.opts.PieceBlocks) {
+		a = accessLong
+	}
+	c, err := l.lock.lock(ctx, lo, hi, a)
 	if err != nil {
 		return nil, fmt.Errorf("shelf: LUN %d: wait for blocks %d to %d: %w", l.id, lo, hi, err)
 	}
@@ -126,7 +147,10 @@ func (l *LUN) fill(ctx context.Context, r *lunRecord, lba, blocks uint64, block 
 	if err != nil || s.n == 0 {
 		return err
 	}
-	if n := (s.hi - s.lo) / uint64(l.p.sb.ExtentBlocks); n > uint64(l.p.sb.Extents) {
+	l.p.mu.Lock()
+	capacity := uint64(l.p.sb.capacity())
+	l.p.mu.Unlock()
+	if n := (s.hi - s.lo) / uint64(l.p.sb.ExtentBlocks); n > capacity {
 		return fmt.Errorf("shelf: write same of %d extents: %w", n, target.ErrNoSpace)
 	}
 	c, err := l.own(ctx, s.lo, s.hi)

@@ -1,7 +1,8 @@
 package shelf
 
 import (
-	"math/bits"
+	"maps"
+	"slices"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -14,12 +15,12 @@ import (
 // Append returned.) Guarded by Pool.mu.
 type extentTable struct {
 	sb      *superblock
+	built   bool // the derived maps are
 	entries []extentEntry
 	luns    map[uint32]*lunMap
-	free    []uint64 // bit set: free
-	nfree   int
-	used    int // allocated by a logged record
-	cursor  int // word of free at which the next search starts
+	free    freeMap
+	used    int    // allocated by a logged record
+	cursor  uint32 // extent at which the next search starts
 	pins    map[uint32]int
 	limbo   map[uint32]bool // freed, still pinned
 	// pending are extents given to writes whose record is not logged yet.
@@ -32,33 +33,21 @@ type pendingExtent struct {
 	writes int
 }
 
-// lunMap is one LUN's extents, two levels so that a sparse LUN of petabytes costs what it uses.
-type lunMap struct {
-	pages map[uint32]*mapPage
-	used  int
-}
-
-const pageExtents = 512
-
-type mapPage struct {
-	slots [pageExtents]uint32 // pool extent + 1; 0: not allocated
-	used  int
-}
-
 func newExtentTable(sb *superblock) *extentTable {
-	return &extentTable{sb: sb, entries: make([]extentEntry, sb.Extents), luns: map[uint32]*lunMap{},
-		free: make([]uint64, (sb.Extents+63)/64), pins: map[uint32]int{}, limbo: map[uint32]bool{}, pending: map[extentKey]*pendingExtent{}}
+	n := sb.extents()
+	return &extentTable{sb: sb, entries: make([]extentEntry, n), luns: map[uint32]*lunMap{},
+		free: newFreeMap(int(n)), pins: map[uint32]int{}, limbo: map[uint32]bool{}, pending: map[extentKey]*pendingExtent{}}
 }
 
-// block returns the entries of a block of the table.
-func (t *extentTable) block(i uint32) []extentEntry {
-	lo := int(i) * tableEntries
-	return t.entries[lo:min(lo+tableEntries, len(t.entries))]
+// block returns the entries of a metadata block; false: it is no block of the table.
+func (t *extentTable) block(block uint32) ([]extentEntry, bool) {
+	lo, hi, ok := t.sb.tableRange(block)
+	return t.entries[lo:hi], ok
 }
 
 // tableBlock is the metadata block with the entry of an extent.
 func (t *extentTable) tableBlock(extent uint32) uint32 {
-	return t.sb.tableBlock() + extent/tableEntries
+	return t.sb.blockOf(extent)
 }
 
 // stripe is the array's stripe of an extent's stripe.
@@ -66,69 +55,75 @@ func (t *extentTable) stripe(extent uint32, index int) uint64 {
 	return t.sb.DataStripe + uint64(extent)*uint64(t.sb.ExtentStripes) + uint64(index)
 }
 
-// build makes the derived maps from the entries. Two extents that claim one place are corruption.
-func (t *extentTable) build() error {
+// build makes the derived maps from the entries, LUNs in parallel. Two extents that claim one place are corruption, and
+// so is one of the pool's own that a LUN has.
+func (t *extentTable) build(workers int) error {
+	counts := map[uint32]int{}
+	for i := range t.entries {
+		if t.entries[i].lun != 0 {
+			counts[t.entries[i].lun]++
+		}
+	}
+	pairs := make(map[uint32][]uint64, len(counts))
+	for lun, n := range counts {
+		pairs[lun] = make([]uint64, 0, n)
+	}
 	for i := range t.entries {
 		e := &t.entries[i]
-		if e.lun == 0 {
-			t.free[i/64] |= 1 << (i % 64)
-			t.nfree++
-			continue
-		}
-		if _, ok := t.lookup(extentKey{e.lun, e.ext}); ok {
+		own := t.sb.growths > 0 && t.sb.isOwn(uint32(i))
+		if own && e.lun != 0 {
 			return ErrCorrupt
 		}
+		if own {
+			continue
+		}
+		if e.lun == 0 {
+			t.free.add(uint32(i))
+			continue
+		}
+		pairs[e.lun] = append(pairs[e.lun], pairOf(e.ext, uint32(i)))
 		t.used++
-		t.enter(extentKey{e.lun, e.ext}, uint32(i))
 	}
-	return nil
+	luns := slices.Sorted(maps.Keys(pairs))
+	built := make([]*lunMap, len(luns))
+	err := inParallel(workers, len(luns), func(i int) (err error) {
+		built[i], err = newLUNMap(pairs[luns[i]])
+		return err
+	})
+	for i, lun := range luns {
+		t.luns[lun] = built[i]
+	}
+	t.built = err == nil
+	return err
 }
 
 func (t *extentTable) lookup(k extentKey) (extent uint32, ok bool) {
-	m := t.luns[k.lun]
-	if m == nil {
-		return 0, false
+	if m := t.luns[k.lun]; m != nil {
+		return m.get(k.ext)
 	}
-	pg := m.pages[k.ext/pageExtents]
-	if pg == nil || pg.slots[k.ext%pageExtents] == 0 {
-		return 0, false
-	}
-	return pg.slots[k.ext%pageExtents] - 1, true
+	return 0, false
 }
 
 func (t *extentTable) enter(k extentKey, extent uint32) {
 	m := t.luns[k.lun]
 	if m == nil {
-		m = &lunMap{pages: map[uint32]*mapPage{}}
+		m = &lunMap{}
 		t.luns[k.lun] = m
 	}
-	pg := m.pages[k.ext/pageExtents]
-	if pg == nil {
-		pg = &mapPage{}
-		m.pages[k.ext/pageExtents] = pg
-	}
-	pg.slots[k.ext%pageExtents] = extent + 1
-	pg.used++
-	m.used++
+	m.put(k.ext, extent)
 }
 
 func (t *extentTable) leave(k extentKey) {
 	m := t.luns[k.lun]
-	pg := m.pages[k.ext/pageExtents]
-	pg.slots[k.ext%pageExtents] = 0
-	m.used--
-	if pg.used--; pg.used == 0 {
-		delete(m.pages, k.ext/pageExtents)
-	}
-	if m.used == 0 {
+	if m.remove(k.ext); m.used == 0 {
 		delete(t.luns, k.lun)
 	}
 }
 
 // reserve makes sure that a write to k will find an extent: nothing for one that is mapped, else a free one
-// that unreserve gives back when no write logged it. The caller has blocks of k locked until unreserve, so that
+// that unreserve gives back when no write logged it, but none of the last keep. The caller has blocks of k locked until unreserve, so that
 // k is not freed in between.
-func (t *extentTable) reserve(k extentKey, birth func() uint64) error {
+func (t *extentTable) reserve(k extentKey, keep int, birth func() uint64) error {
 	if pe := t.pending[k]; pe != nil {
 		pe.writes++
 		return nil
@@ -137,7 +132,7 @@ func (t *extentTable) reserve(k extentKey, birth func() uint64) error {
 	if x, ok := t.lookup(k); ok {
 		pe.extent = x
 	} else {
-		x, ok := t.take()
+		x, ok := t.take(keep)
 		if !ok {
 			return target.ErrNoSpace
 		}
@@ -159,21 +154,17 @@ func (t *extentTable) unreserve(k extentKey) {
 }
 
 // take removes a free extent, the next one from where the last was, so that writes spread and a freed
-// extent rests.
-func (t *extentTable) take() (uint32, bool) {
-	if t.nfree == 0 {
+// extent rests; keep of them stay (reserve.go).
+func (t *extentTable) take(keep int) (uint32, bool) {
+	if t.free.n <= keep {
 		return 0, false
 	}
-	for i := 0; ; i++ {
-		w := (t.cursor + i) % len(t.free)
-		if t.free[w] != 0 {
-			bit := bits.TrailingZeros64(t.free[w])
-			t.free[w] &^= 1 << bit
-			t.nfree--
-			t.cursor = w
-			return uint32(w*64 + bit), true
-		}
+	x, ok := t.free.next(t.cursor)
+	if ok {
+		t.free.remove(x)
+		t.cursor = x + 1
 	}
+	return x, ok
 }
 
 func (t *extentTable) release(extent uint32) {
@@ -181,8 +172,7 @@ func (t *extentTable) release(extent uint32) {
 		t.limbo[extent] = true
 		return
 	}
-	t.free[extent/64] |= 1 << (extent % 64)
-	t.nfree++
+	t.free.add(extent)
 }
 
 func (t *extentTable) pin(extent uint32) { t.pins[extent]++ }

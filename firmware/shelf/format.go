@@ -1,6 +1,7 @@
 package shelf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,12 +12,14 @@ import (
 // The frozen numbers of the formats in doc.go.
 const (
 	formatVersion = 1
+	grownVersion  = 2 // of a superblock with growths
 
 	magicSuper  = "LGsb"
 	magicLUN    = "LGlu"
 	magicHost   = "LGho"
 	magicTable  = "LGxt"
 	magicDeltas = "LGdl"
+	magicReserv = "LGpr"
 
 	headBytes       = 16
 	tableOffset     = 32
@@ -28,6 +31,9 @@ const (
 	maxName      = 64
 	maxInitiator = 223
 	maxHostLUNs  = 256
+
+	reservationOffset = 32
+	reservationBytes  = blockBytes - reservationOffset
 )
 
 // ErrCorrupt: a metadata block, or a record of the log, is not what this package wrote.
@@ -39,8 +45,12 @@ var le = binary.LittleEndian
 
 // seal completes a block: head and checksum.
 func seal(b []byte, magic string, count int, index uint32) []byte {
+	return sealVersion(b, magic, formatVersion, count, index)
+}
+
+func sealVersion(b []byte, magic string, version uint16, count int, index uint32) []byte {
 	copy(b, magic)
-	le.PutUint16(b[4:], formatVersion)
+	le.PutUint16(b[4:], version)
 	le.PutUint16(b[6:], uint16(count))
 	le.PutUint32(b[12:], index)
 	le.PutUint32(b[8:], 0)
@@ -57,7 +67,7 @@ func unseal(b []byte, magic string, index uint32) (count int, err error) {
 		return 0, fmt.Errorf("%w: magic %q, want %q", ErrCorrupt, b[:4], magic)
 	case le.Uint32(b[8:]) != blockCRC(b):
 		return 0, fmt.Errorf("%w: %q block: checksum", ErrCorrupt, magic)
-	case le.Uint16(b[4:]) != formatVersion:
+	case le.Uint16(b[4:]) != formatVersion && !(magic == magicSuper && le.Uint16(b[4:]) == grownVersion):
 		return 0, fmt.Errorf("%w: %q block: version %d", ErrCorrupt, magic, le.Uint16(b[4:]))
 	case le.Uint32(b[12:]) != index:
 		return 0, fmt.Errorf("%w: %q block: is metadata block %d, read as %d", ErrCorrupt, magic, le.Uint32(b[12:]), index)
@@ -83,6 +93,15 @@ type superblock struct {
 	ExtentStripes int
 	DataStripe    uint64
 	GenCeiling    uint64
+	// Reservations is the number of blocks for persistent reservations; 0 in a pool made before there were any.
+	Reservations uint32
+	// WarnPercent of the pool may be allocated before initiators are warned; 0: warnPercent.
+	WarnPercent int
+	// Scrub is where the scrub stands.
+	Scrub scrubMark
+	// regions are where extents and their table lie: regions[0] as the pool was made, then growths more (grow.go).
+	regions [1 + maxGrowths]region
+	growths int
 }
 
 func (s *superblock) encode() []byte {
@@ -98,7 +117,14 @@ func (s *superblock) encode() []byte {
 	le.PutUint16(b[60:], uint16(s.ExtentStripes))
 	le.PutUint64(b[64:], s.DataStripe)
 	le.PutUint64(b[72:], s.GenCeiling)
-	return seal(b, magicSuper, 0, 0)
+	le.PutUint32(b[80:], s.Reservations)
+	b[512] = byte(s.WarnPercent)
+	s.Scrub.encode(b[scrubOffset:][:scrubBytes])
+	if s.growths == 0 {
+		return seal(b, magicSuper, 0, 0)
+	}
+	s.encodeGrowths(b)
+	return sealVersion(b, magicSuper, grownVersion, 0, 0)
 }
 
 func decodeSuperblock(b []byte) (superblock, error) {
@@ -116,21 +142,32 @@ func decodeSuperblock(b []byte) (superblock, error) {
 		ExtentStripes: int(le.Uint16(b[60:])),
 		DataStripe:    le.Uint64(b[64:]),
 		GenCeiling:    le.Uint64(b[72:]),
+		Reservations:  le.Uint32(b[80:]),
 	}
 	copy(s.UUID[:], b[16:])
-	want, err := layOut(s.Stripes, s.K, s.M, s.ExtentBlocks, s.MaxLUNs, s.MaxHosts)
+	if s.WarnPercent = int(b[512]); s.WarnPercent > 100 {
+		return superblock{}, fmt.Errorf("%w: superblock: warning at %d %%", ErrCorrupt, s.WarnPercent)
+	}
+	s.Scrub = decodeScrubMark(b[scrubOffset:][:scrubBytes])
+	want, err := layOut(s.Stripes, s.K, s.M, s.ExtentBlocks, s.MaxLUNs, s.MaxHosts, s.Reservations)
 	if err != nil {
 		return superblock{}, fmt.Errorf("%w: superblock: %v", ErrCorrupt, err)
 	}
 	if s.Extents != want.Extents || s.ExtentStripes != want.ExtentStripes || s.DataStripe != want.DataStripe {
 		return superblock{}, fmt.Errorf("%w: superblock: layout does not add up", ErrCorrupt)
 	}
+	s.regions = want.regions
+	if le.Uint16(b[4:]) == grownVersion {
+		if err := s.decodeGrowths(b); err != nil {
+			return superblock{}, err
+		}
+	}
 	return s, nil
 }
 
 // layOut computes the derived fields of a superblock, and says what is wrong with the given ones.
-func layOut(stripes uint64, k, m int, extentBlocks, maxLUNs, maxHosts uint32) (superblock, error) {
-	s := superblock{Stripes: stripes, K: k, M: m, ExtentBlocks: extentBlocks, MaxLUNs: maxLUNs, MaxHosts: maxHosts}
+func layOut(stripes uint64, k, m int, extentBlocks, maxLUNs, maxHosts, reservations uint32) (superblock, error) {
+	s := superblock{Stripes: stripes, K: k, M: m, ExtentBlocks: extentBlocks, MaxLUNs: maxLUNs, MaxHosts: maxHosts, Reservations: reservations}
 	switch {
 	case k < 1 || k > 64 || m < 0 || m > 16:
 		return s, fmt.Errorf("geometry %d+%d", k, m)
@@ -138,6 +175,8 @@ func layOut(stripes uint64, k, m int, extentBlocks, maxLUNs, maxHosts uint32) (s
 		return s, fmt.Errorf("extents of %d blocks", extentBlocks)
 	case maxLUNs == 0 || maxLUNs > 1<<14 || maxHosts > 1<<14:
 		return s, fmt.Errorf("%d LUNs, %d hosts at most", maxLUNs, maxHosts)
+	case reservations > 1<<16:
+		return s, fmt.Errorf("%d blocks for reservations", reservations)
 	case stripes > 1<<40:
 		return s, fmt.Errorf("%d stripes", stripes)
 	}
@@ -157,16 +196,19 @@ func layOut(stripes uint64, k, m int, extentBlocks, maxLUNs, maxHosts uint32) (s
 		return s, fmt.Errorf("%d stripes leave no room for data", stripes)
 	}
 	s.Extents = uint32((stripes - s.DataStripe) / uint64(s.ExtentStripes))
+	s.regions[0] = region{stripes: stripes, end: s.Extents, block: s.tableBlock()}
 	return s, nil
 }
 
 func (s *superblock) stripeBlocks() int { return s.K * stripBlocks }
 
-// hostBlock and tableBlock are the first metadata blocks of the host records and of the extent table.
-func (s *superblock) hostBlock() uint32  { return 1 + s.MaxLUNs }
-func (s *superblock) tableBlock() uint32 { return s.hostBlock() + s.MaxHosts }
+// hostBlock, reservationBlock and tableBlock are the first metadata blocks of the host records, of the
+// reservations and of the extent table.
+func (s *superblock) hostBlock() uint32        { return 1 + s.MaxLUNs }
+func (s *superblock) reservationBlock() uint32 { return s.hostBlock() + s.MaxHosts }
+func (s *superblock) tableBlock() uint32       { return s.reservationBlock() + s.Reservations }
 
-// tableBlocks is the number of blocks of the extent table.
+// tableBlocks is the number of blocks of the extent table at the front.
 func (s *superblock) tableBlocks() uint32 { return (s.Extents + tableEntries - 1) / tableEntries }
 
 // usable is the number of blocks of stripe i of an extent that an extent uses.
@@ -258,6 +300,28 @@ func decodeHost(b []byte, slot uint32) (Host, error) {
 		h.LUNs = append(h.LUNs, le.Uint32(b[308+4*i:]))
 	}
 	return h, nil
+}
+
+func encodeReservation(r reservationBlock, block uint32) []byte {
+	b := make([]byte, blockBytes)
+	le.PutUint32(b[16:], r.lun)
+	le.PutUint16(b[20:], uint16(r.part))
+	le.PutUint16(b[22:], uint16(r.parts))
+	copy(b[reservationOffset:], r.data)
+	return seal(b, magicReserv, len(r.data), block)
+}
+
+func decodeReservation(b []byte, block uint32) (reservationBlock, error) {
+	n, err := unseal(b, magicReserv, block)
+	if err != nil {
+		return reservationBlock{}, err
+	}
+	r := reservationBlock{lun: le.Uint32(b[16:]), part: int(le.Uint16(b[20:])), parts: int(le.Uint16(b[22:]))}
+	if r.lun == 0 || r.parts > maxReservationParts || r.part >= r.parts || n == 0 || n > reservationBytes {
+		return reservationBlock{}, fmt.Errorf("%w: reservations block %d", ErrCorrupt, block)
+	}
+	r.data = bytes.Clone(b[reservationOffset : reservationOffset+n])
+	return r, nil
 }
 
 func putString(b []byte, s string) {

@@ -15,9 +15,20 @@ var update = flag.Bool("update", false, "write the golden files")
 // golden are one block of each format, with fixed content.
 func golden(t testing.TB) map[string][]byte {
 	t.Helper()
-	sb, err := layOut(100000, 8, 2, 2048, 1023, 256)
+	sb, err := layOut(100000, 8, 2, 2048, 1023, 256, 0) // as pools were made at first
 	if err != nil {
 		t.Fatal(err)
+	}
+	sr, err := layOut(100000, 8, 2, 2048, 1023, 256, 2046)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sr.UUID = [16]byte{1, 2, 4}
+	sg := sr
+	for _, stripes := range []uint64{150000, 160000} {
+		if err := sg.grow(stripes); err != nil {
+			t.Fatal(err)
+		}
 	}
 	sb.UUID, sb.GenCeiling = [16]byte{1, 2, 3}, 1<<41+7
 	l := lunRecord{ID: 7, UUID: [16]byte{9}, Blocks: 12345, BlockBytes: 512, Kind: KindPlain, State: lunLive, Name: "demo"}
@@ -27,7 +38,8 @@ func golden(t testing.TB) map[string][]byte {
 		{op: opAlloc, extent: 4, lun: 7, ext: 3, birth: 99},
 		{op: opWritten, extent: 4, lun: 7, ext: 3, birth: 99, written: 5},
 		{op: opFree, extent: 4, lun: 7, ext: 3, birth: 99}}}
-	return map[string][]byte{"super": sb.encode(), "lun": l.encode(), "host": encodeHost(h, 1030), "table": encodeTable(tab, 1281), "deltas": d.encode()}
+	return map[string][]byte{"super": sb.encode(), "super-reservations": sr.encode(), "super-grown": sg.encode(), "lun": l.encode(), "host": encodeHost(h, 1030), "table": encodeTable(tab, 1281), "deltas": d.encode(),
+		"reservations": encodeReservation(reservationBlock{lun: 7, part: 1, parts: 3, data: []byte(`"key":1`)}, 1290)}
 }
 
 // The formats on media do not change: a block of each is kept, without its zeros at the end.
@@ -78,6 +90,10 @@ func TestRoundTrip(t *testing.T) {
 	if err != nil || len(d.deltas) != 3 || d.deltas[1].written != 5 {
 		t.Errorf("deltas: %+v %v", d, err)
 	}
+	r, err := decodeReservation(g["reservations"], 1290)
+	if err != nil || r.lun != 7 || r.part != 1 || r.parts != 3 || string(r.data) != `"key":1` {
+		t.Errorf("reservations: %+v %v", r, err)
+	}
 	for name, b := range g {
 		for _, at := range []int{0, 5, 9, 13, 20, 100, 4095} {
 			bad := bytes.Clone(b)
@@ -91,7 +107,7 @@ func TestRoundTrip(t *testing.T) {
 
 func decodeAny(name string, b []byte) (err error) {
 	switch name {
-	case "super":
+	case "super", "super-reservations", "super-grown":
 		_, err = decodeSuperblock(b)
 	case "lun":
 		_, err = decodeLUN(b, 7)
@@ -101,6 +117,8 @@ func decodeAny(name string, b []byte) (err error) {
 		err = decodeTable(b, 1281, make([]extentEntry, 3))
 	case "deltas":
 		_, err = decodeDeltas(b)
+	case "reservations":
+		_, err = decodeReservation(b, 1290)
 	}
 	return err
 }
@@ -130,6 +148,11 @@ func FuzzDecode(f *testing.F) {
 		if d, err := decodeDeltas(b); err == nil {
 			if got, err := decodeDeltas(d.encode()); err != nil || !reflect.DeepEqual(got, d) {
 				t.Fatalf("deltas %+v came back as %+v, %v", d, got, err)
+			}
+		}
+		if r, err := decodeReservation(b, le.Uint32(b[12:])); err == nil {
+			if got, err := decodeReservation(encodeReservation(r, 3), 3); err != nil || !reflect.DeepEqual(got, r) {
+				t.Fatalf("reservations %+v came back as %+v, %v", r, got, err)
 			}
 		}
 		if h, err := decodeHost(b, le.Uint32(b[12:])); err == nil {

@@ -3,6 +3,7 @@ package shelf
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -189,16 +190,33 @@ func (p *Pool) ResizeLUN(ctx context.Context, name string, bytes int64) error {
 	return p.logBlock(ctx, r.ID, r.encode(), func() { l.rec = r })
 }
 
+// metaBlock is a metadata block's next content.
+type metaBlock struct {
+	block uint32
+	data  []byte
+}
+
 // logBlock logs a metadata block and, when it is durable, makes the change that it describes.
 func (p *Pool) logBlock(ctx context.Context, block uint32, data []byte, change func()) error {
-	if err := p.admit(ctx, 1, 1); err != nil {
+	return p.logBlocks(ctx, []metaBlock{{block, data}}, change)
+}
+
+// logBlocks does the same with blocks that change together.
+func (p *Pool) logBlocks(ctx context.Context, blocks []metaBlock, change func()) error {
+	if err := p.admit(ctx, len(blocks), len(blocks)); err != nil {
 		return err
 	}
-	defer p.release(1)
+	defer p.release(len(blocks))
+	sets := make([]nvram.Set, len(blocks))
+	for i, b := range blocks {
+		sets[i] = nvram.Set{Kind: setMeta, Extents: []nvram.Extent{{LUN: 0, Blocks: 1, LBA: uint64(b.block)}}, Payload: [][]byte{b.data}}
+	}
 	return p.append(func(lsn uint64) {
 		change()
-		p.over.touch(block, lsn)
-	}, nvram.Set{Kind: setMeta, Extents: []nvram.Extent{{LUN: 0, Blocks: 1, LBA: uint64(block)}}, Payload: [][]byte{data}})
+		for _, b := range blocks {
+			p.over.touch(b.block, lsn)
+		}
+	}, sets...)
 }
 
 // DeleteLUN marks a LUN for deletion, durably, and returns; its extents are freed in the background, also
@@ -233,7 +251,7 @@ func (p *Pool) reaper() {
 	for {
 		for _, l := range p.condemned() {
 			if err := p.reap(p.ctx, l); err != nil {
-				if p.Err() == nil {
+				if p.Err() == nil && !errors.Is(err, target.ErrTransition) {
 					p.opts.Logger.Error("delete LUN", "lun", l.id, "err", err)
 				}
 				return
@@ -263,7 +281,7 @@ func (p *Pool) condemned() []*LUN {
 // reap frees a condemned LUN's extents, a delta block at a time, then its record, so that its id can be
 // used again only when nothing of it is left.
 func (p *Pool) reap(ctx context.Context, l *LUN) error {
-	c, err := l.lock.lock(ctx, 0, math.MaxUint64) // the commands that it was doing
+	c, err := l.lock.lock(ctx, 0, math.MaxUint64, accessLong) // the commands that it was doing
 	if err != nil {
 		return err
 	}
@@ -277,7 +295,18 @@ func (p *Pool) reap(ctx context.Context, l *LUN) error {
 			return err
 		}
 	}
-	return p.logBlock(ctx, l.id, zeroBlock, func() { delete(p.luns, l.id) })
+	// With its reservations: they must not meet the next LUN of this id.
+	gone := []metaBlock{{l.id, zeroBlock}}
+	_, reserved, _ := p.placeReservations(l.id, 0)
+	for _, at := range reserved {
+		gone = append(gone, metaBlock{p.sb.reservationBlock() + uint32(at), zeroBlock})
+	}
+	return p.logBlocks(ctx, gone, func() {
+		delete(p.luns, l.id)
+		for _, at := range reserved {
+			p.reservations[at] = reservationBlock{}
+		}
+	})
 }
 
 // checkName: printable ASCII without spaces, as initiators and shells want it.

@@ -34,8 +34,10 @@ type dirtyStripe struct {
 	bound, serial uint64
 	heapIndex     int
 	inFull        bool
-	// stuck: its old blocks cannot be read, so that only a full write can destage it.
-	stuck bool
+	// stuck: its old blocks cannot be read now, and are not given up so far (lost.go). It is tried again in pick
+	// retryAt, or when failed members count as gone and did not when it was tried (forced).
+	stuck, forced bool
+	retryAt       uint64
 }
 
 // entry is the newest acknowledged copy of a block, or a metadata block that differs from the members' copy.
@@ -192,17 +194,33 @@ func (o *overlay) dropExtent(k extentKey) {
 	}
 }
 
-// nextFull returns the stripe that has been whole for longest, or nil, and takes it from the list.
-func (o *overlay) nextFull() *dirtyStripe {
-	for len(o.full) > 0 {
+// nextFull returns the stripe that has been whole for longest, of those with a block at or below LSN upTo, or nil, and
+// takes it from the list. It looks at so many at most: those that are younger go to the end of the list.
+func (o *overlay) nextFull(upTo uint64, looks *int) *dirtyStripe {
+	for len(o.full) > 0 && *looks > 0 {
 		s := o.full[0]
 		o.full = o.full[1:]
-		if s.inFull && len(s.blocks) > 0 {
-			s.inFull = false
-			return s
+		if !s.inFull || len(s.blocks) == 0 {
+			continue
 		}
+		*looks--
+		if s.lowest() > upTo {
+			o.full = append(o.full, s)
+			continue
+		}
+		s.inFull = false
+		return s
 	}
 	return nil
+}
+
+// lowest is the LSN of the oldest block.
+func (s *dirtyStripe) lowest() uint64 {
+	low := ^uint64(0)
+	for _, e := range s.blocks {
+		low = min(low, e.lsn)
+	}
+	return low
 }
 
 // nextOldest takes the stripe with the oldest entry out of the heap; the caller puts it back with
@@ -211,11 +229,7 @@ func (o *overlay) nextFull() *dirtyStripe {
 func (o *overlay) nextOldest() *dirtyStripe {
 	for len(o.oldest) > 0 {
 		s := o.oldest[0]
-		low := ^uint64(0)
-		for _, e := range s.blocks {
-			low = min(low, e.lsn)
-		}
-		if low > s.bound {
+		if low := s.lowest(); low > s.bound {
 			s.bound = low
 			heap.Fix(&o.oldest, 0)
 			continue

@@ -63,7 +63,7 @@ func TestRangeLock(t *testing.T) {
 				if rng.IntN(8) == 0 {
 					cancel()
 				}
-				c, err := l.lock(ctx, uint64(lo), uint64(hi))
+				c, err := l.lock(ctx, uint64(lo), uint64(hi), accessWrite)
 				if err == nil {
 					for b := lo; b < hi; b++ {
 						if owners[b].Add(1) != 1 {
@@ -87,12 +87,12 @@ func TestRangeLock(t *testing.T) {
 
 func testTable(t *testing.T) *extentTable {
 	t.Helper()
-	sb, err := layOut(400, 2, 2, 128, 8, 4)
+	sb, err := layOut(400, 2, 2, 128, 8, 4, 16)
 	if err != nil {
 		t.Fatal(err)
 	}
 	et := newExtentTable(&sb)
-	if err := et.build(); err != nil {
+	if err := et.build(1); err != nil {
 		t.Fatal(err)
 	}
 	return et
@@ -104,7 +104,7 @@ func TestQuarantine(t *testing.T) {
 	birth := uint64(0)
 	next := func() uint64 { birth++; return birth }
 	k := extentKey{1, 0}
-	if err := et.reserve(k, next); err != nil {
+	if err := et.reserve(k, 0, next); err != nil {
 		t.Fatal(err)
 	}
 	x := et.pending[k].extent
@@ -113,7 +113,7 @@ func TestQuarantine(t *testing.T) {
 	et.pin(x)
 	et.apply(&delta{op: opFree, extent: x, lun: 1, ext: 0, birth: birth})
 	for n := uint32(1); ; n++ {
-		err := et.reserve(extentKey{2, n}, next)
+		err := et.reserve(extentKey{2, n}, 0, next)
 		if errors.Is(err, target.ErrNoSpace) {
 			break
 		}
@@ -122,7 +122,7 @@ func TestQuarantine(t *testing.T) {
 		}
 	}
 	et.unpin(x)
-	if err := et.reserve(extentKey{3, 0}, next); err != nil || et.pending[extentKey{3, 0}].extent != x {
+	if err := et.reserve(extentKey{3, 0}, 0, next); err != nil || et.pending[extentKey{3, 0}].extent != x {
 		t.Fatalf("after the pin went: %v", err)
 	}
 }
@@ -178,7 +178,7 @@ func TestDeltasAreIdempotent(t *testing.T) {
 
 func TestLayOut(t *testing.T) {
 	for k := 1; k <= 32; k++ {
-		sb, err := layOut(100000, k, 2, 2048, 1023, 256)
+		sb, err := layOut(100000, k, 2, 2048, 1023, 256, 2046)
 		if err != nil {
 			t.Fatalf("k=%d: %v", k, err)
 		}
@@ -196,7 +196,7 @@ func TestLayOut(t *testing.T) {
 			t.Errorf("k=%d: the extent table runs into the data", k)
 		}
 	}
-	if _, err := layOut(3, 8, 2, 2048, 1023, 256); err == nil {
+	if _, err := layOut(3, 8, 2, 2048, 1023, 256, 2046); err == nil {
 		t.Error("an array of three stripes was taken")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ledge-storage/ledge/nvram"
@@ -35,6 +36,7 @@ type Array interface {
 	Read(ctx context.Context, stripe uint64, block int, dst [][]byte) error
 	WriteStripe(ctx context.Context, stripe, gen uint64, data [][]byte) error
 	PrepareUpdate(ctx context.Context, stripe, gen uint64, blocks []raid.BlockWrite) (*raid.Update, error)
+	PrepareLoss(ctx context.Context, stripe, gen uint64, blocks []raid.BlockWrite, spec raid.LossSpec) (*raid.Update, error)
 	Apply(ctx context.Context, u *raid.Update) error
 	Flush(ctx context.Context) error
 }
@@ -68,6 +70,8 @@ type Options struct {
 	ExtentBlocks int
 	// MaxLUNs and MaxHosts bound a new pool's records. [1023, 256]
 	MaxLUNs, MaxHosts int
+	// ReservationBlocks bounds the blocks of 4 KiB in which a new pool keeps its LUNs' persistent reservations. [2 × MaxLUNs]
+	ReservationBlocks int
 	// PieceBlocks bounds the blocks that one log record carries for one write. [256: 1 MiB, at least a stripe]
 	PieceBlocks int
 	// OverlayBlocks bounds the blocks acknowledged but not destaged. [what the log holds, twice: zeros take
@@ -80,6 +84,8 @@ type Options struct {
 	// IdleAfter: when no write came for so long, destage goes on without need, so that a takeover has little
 	// to replay. [2 s; negative: never]
 	IdleAfter time.Duration
+	// Maintenance is the background work on the array; Inline pools have none.
+	Maintenance MaintenanceOptions
 	// Inline destages in the calls that need room instead of in the background: no goroutine runs, and the
 	// same calls give the same I/Os in the same order. For simulations.
 	Inline bool
@@ -98,6 +104,7 @@ func (o *Options) defaults() {
 	set(&o.ExtentBlocks, 2048)
 	set(&o.MaxLUNs, 1023)
 	set(&o.MaxHosts, 256)
+	set(&o.ReservationBlocks, 2*o.MaxLUNs)
 	set(&o.PieceBlocks, 256)
 	set(&o.BatchBlocks, 4096)
 	set(&o.Workers, 4)
@@ -155,25 +162,36 @@ type Pool struct {
 	reapCh chan struct{} // wakes the reaper
 
 	admin, turn semaphore
+	// keeper is the background work; nil: none.
+	keeper *maintainer
+	load   load
+	// giving: a stripe of the running round is given up (lost.go).
+	giving atomic.Bool
 
-	mu     sync.Mutex
-	sb     superblock
-	gen    uint64 // the next generation; below sb.GenCeiling
-	err    error  // sticky
-	luns   map[uint32]*LUN
-	hosts  []Host // by record; a Name of "" is a free record
-	table  *extentTable
-	over   *overlay
-	refs   lsnRefs
-	flying floors
-	maxLSN uint64 // highest LSN whose record is accounted for in refs
+	mu    sync.Mutex
+	sb    superblock
+	gen   uint64 // the next generation; below sb.GenCeiling
+	err   error  // sticky
+	luns  map[uint32]*LUN
+	hosts []Host // by record; a Name of "" is a free record
+	// reservations are by block.
+	reservations []reservationBlock
+	table        *extentTable
+	over         *overlay
+	refs         lsnRefs
+	flying       floors
+	maxLSN       uint64 // highest LSN whose record is accounted for in refs
+	trimmed      uint64 // the log was told that it may trim so far
 	// holdTrim: a takeover's source must stay replayable together with the log.
 	holdTrim bool
 	// inflight are bytes admitted and not yet in the log.
 	inflight int64
-	inserts  uint64 // counts insertions, for IdleAfter
-	waiters  []chan struct{}
-	stats    Counters
+	// closing: nothing is admitted any more.
+	closing bool
+	inserts uint64 // counts insertions, for IdleAfter
+	picks   uint64 // counts searches for work, for stripes that rest
+	waiters []chan struct{}
+	stats   Counters
 }
 
 // Counters count since the pool was opened.
@@ -183,8 +201,10 @@ type Counters struct {
 	FullStripes, PartialStripes, Blocks, Rounds uint64
 	// Stalls are writes that waited for room.
 	Stalls uint64
-	// StuckStripes cannot be destaged now: blocks of them are lost on the members.
-	StuckStripes int
+	// StuckStripes cannot be destaged now: blocks of them cannot be read, and may come back (lost.go). GivenUp are
+	// stripes that were beyond parity and are whole again but for LostBlocks blocks.
+	StuckStripes        int
+	GivenUp, LostBlocks uint64
 	// Replayed are the sets found at start-up; ReplayedUpdates those that were stripe updates.
 	Replayed, ReplayedUpdates uint64
 }
@@ -192,18 +212,20 @@ type Counters struct {
 // Status is a snapshot for people and programs.
 type Status struct {
 	UUID                          [16]byte
-	State                         string // "ok", "full" (no free extent) or "failed"
+	State                         string // "ok", "full" (no extent left for plain LUNs) or "failed"
 	Err                           error
 	CapacityBytes, AllocatedBytes int64
-	DirtyBytes                    int64
-	LogBytes, LogUsedBytes        int64
-	Counters                      Counters
+	// ReserveBytes of the capacity are only for journal and store LUNs.
+	ReserveBytes           int64
+	DirtyBytes             int64
+	LogBytes, LogUsedBytes int64
+	Counters               Counters
 }
 
 func newPool(array Array, log Log, o Options) *Pool {
 	o.defaults()
 	p := &Pool{array: array, log: log, opts: o, failed: make(chan struct{}), kick: make(chan struct{}, 1), reapCh: make(chan struct{}, 1),
-		admin: newSemaphore(), turn: newSemaphore(), luns: map[uint32]*LUN{}}
+		admin: newSemaphore(), turn: newSemaphore(), load: load{epoch: time.Now()}, luns: map[uint32]*LUN{}}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	return p
 }
@@ -219,23 +241,23 @@ func CreatePool(ctx context.Context, array Array, log Log, o Options) (*Pool, er
 		return nil, fmt.Errorf("shelf: create pool: %w", err)
 	}
 	g := array.Geometry()
-	sb, err := layOut(g.Stripes, g.K, g.M, uint32(p.opts.ExtentBlocks), uint32(p.opts.MaxLUNs), uint32(p.opts.MaxHosts))
+	sb, err := layOut(g.Stripes, g.K, g.M, uint32(p.opts.ExtentBlocks), uint32(p.opts.MaxLUNs), uint32(p.opts.MaxHosts), uint32(p.opts.ReservationBlocks))
 	if err != nil {
 		return nil, fmt.Errorf("shelf: create pool: %w: %v", ErrSize, err)
 	}
 	sb.UUID, sb.GenCeiling = p.opts.PoolUUID, 2
-	if err := p.format(ctx, &sb); err != nil {
+	p.sb = sb
+	p.table = newExtentTable(&p.sb)
+	if err := p.format(ctx); err != nil {
 		return nil, fmt.Errorf("shelf: create pool: %w", err)
 	}
 	return OpenPool(ctx, array, log, nil, p.opts)
 }
 
 // format writes the metadata stripes, that of the superblock last: a pool is there when it is.
-func (p *Pool) format(ctx context.Context, sb *superblock) error {
-	p.sb = *sb
-	p.table = newExtentTable(sb)
-	n := sb.stripeBlocks()
-	for i := int64(sb.DataStripe) - 1; i >= 0; i-- {
+func (p *Pool) format(ctx context.Context) error {
+	n := p.sb.stripeBlocks()
+	for i := int64(p.sb.DataStripe) - 1; i >= 0; i-- {
 		if i == 0 {
 			if err := p.array.Flush(ctx); err != nil {
 				return err
@@ -245,7 +267,7 @@ func (p *Pool) format(ctx context.Context, sb *superblock) error {
 		for b := range data {
 			data[b] = p.render(uint32(int(i)*n + b))
 		}
-		if err := p.array.WriteStripe(ctx, uint64(i), sb.GenCeiling-1, data); err != nil {
+		if err := p.array.WriteStripe(ctx, uint64(i), p.sb.GenCeiling-1, data); err != nil {
 			return err
 		}
 	}
@@ -261,12 +283,18 @@ func (p *Pool) render(block uint32) []byte {
 		if l := p.luns[block]; l != nil {
 			return l.rec.encode()
 		}
-	case block < p.sb.tableBlock():
+	case block < p.sb.reservationBlock():
 		if i := int(block - p.sb.hostBlock()); i < len(p.hosts) && p.hosts[i].Name != "" {
 			return encodeHost(p.hosts[i], block)
 		}
-	case block < p.sb.tableBlock()+p.sb.tableBlocks():
-		return encodeTable(p.table.block(block-p.sb.tableBlock()), block)
+	case block < p.sb.tableBlock():
+		if i := int(block - p.sb.reservationBlock()); i < len(p.reservations) && p.reservations[i].lun != 0 {
+			return encodeReservation(p.reservations[i], block)
+		}
+	default:
+		if entries, ok := p.table.block(block); ok {
+			return encodeTable(entries, block)
+		}
 	}
 	return zeroBlock
 }
@@ -279,14 +307,15 @@ func (p *Pool) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	eb := int64(p.sb.ExtentBlocks) * blockBytes
-	s := Status{UUID: p.sb.UUID, State: "ok", Err: p.err, CapacityBytes: int64(p.sb.Extents) * eb,
+	s := Status{UUID: p.sb.UUID, State: "ok", Err: p.err, CapacityBytes: int64(p.sb.capacity()) * eb,
 		AllocatedBytes: int64(p.table.used) * eb, DirtyBytes: int64(p.over.entries) * blockBytes,
 		LogBytes: ls.Bytes, LogUsedBytes: ls.Used, Counters: p.stats}
+	s.ReserveBytes = int64(reserveExtents(p.sb.capacity())) * eb
 	s.Counters.StuckStripes = p.over.stuckStripes()
 	switch {
 	case p.err != nil:
 		s.State = "failed"
-	case p.table.used == int(p.sb.Extents):
+	case p.table.used+reserveExtents(p.sb.capacity()) >= p.sb.capacity():
 		s.State = "full"
 	}
 	return s
@@ -358,7 +387,7 @@ func (p *Pool) append(done func(lsn uint64), sets ...nvram.Set) error {
 	return nil
 }
 
-// trim tells the log what nothing needs any more. Called with mu free, after the members' flush.
+// trim tells the log what nothing needs any more. Called with mu free, after the members' flush of what was destaged.
 func (p *Pool) trim() {
 	p.mu.Lock()
 	lsn := p.maxLSN + 1
@@ -369,6 +398,9 @@ func (p *Pool) trim() {
 		lsn = min(lsn, l)
 	}
 	hold := p.holdTrim
+	if !hold {
+		p.trimmed = max(p.trimmed, lsn)
+	}
 	p.mu.Unlock()
 	if !hold {
 		p.log.Trim(lsn)
@@ -387,12 +419,43 @@ func (p *Pool) ReleaseSources() {
 	p.trim()
 }
 
-// Close drains until ctx ends, stops and waits. What is not destaged stays in the log. The array and the log
-// stay open.
+// Close admits nothing more (ErrTransition), waits for what was admitted, drains until ctx ends, stops and waits. After
+// nil everything that was ever acknowledged is on the members; else the rest stays in the log. The array and the log stay
+// open.
 func (p *Pool) Close(ctx context.Context) error {
-	err := p.Drain(ctx)
+	// In this order: a write that is acknowledged after the last look of Drain would be in the log alone, and who takes a
+	// pool that was handed over does not read the log.
+	err := p.quiesce(ctx)
+	if err == nil {
+		err = p.Drain(ctx)
+	}
 	p.Abort()
 	return err
+}
+
+// quiesce returns when nothing that was admitted is under way, and nothing will be.
+func (p *Pool) quiesce(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closing = true
+	p.wakeWaiters()
+	for p.inflight > 0 && p.err == nil {
+		w := make(chan struct{})
+		p.waiters = append(p.waiters, w)
+		p.mu.Unlock()
+		var err error
+		select {
+		case <-w:
+		case <-p.failed:
+		case <-ctx.Done():
+			err = fmt.Errorf("shelf: close: %w", ctx.Err())
+		}
+		p.mu.Lock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Abort stops without destaging: the owner was fenced, or goes down.

@@ -11,7 +11,8 @@ import (
 
 // The path of a read:
 //
-//	1. Read        checks the range, cuts it by extents, and makes of the caller's buffers one slice a block.
+//	1. Read        checks the range, keeps atomic writes out of it where it is more than a block (rangelock.go), cuts
+//	               it by extents, and makes of the caller's buffers one slice a block.
 //	2. plan        in one critical section: the overlay's copy of each block, else zeros when its stripe was
 //	               never written, else the stripe to read. A plan that reads members pins the extent.
 //	3. copy        the overlay's blocks. Their buffers never change, so this needs no lock.
@@ -24,7 +25,7 @@ import (
 // LUN between plan and read, were the extent freed meanwhile.
 
 // Read implements target.Device.
-func (l *LUN) Read(ctx context.Context, lba uint64, dst [][]byte) error {
+func (l *LUN) Read(ctx context.Context, lba uint64, dst [][]byte) (err error) {
 	r, err := l.live()
 	if err != nil {
 		return err
@@ -32,6 +33,19 @@ func (l *LUN) Read(ctx context.Context, lba uint64, dst [][]byte) error {
 	s, err := r.span(lba, byteLen(dst))
 	if err != nil || s.n == 0 {
 		return err
+	}
+	defer func() {
+		// A block of 4 KiB may begin before the first of the sectors asked for.
+		if me := (*target.MediumError)(nil); errors.As(err, &me) {
+			me.LBA = max(me.LBA, lba)
+		}
+	}()
+	if s.hi-s.lo > 1 {
+		c, err := l.lock.lock(ctx, s.lo, s.hi, accessRead)
+		if err != nil {
+			return fmt.Errorf("shelf: LUN %d: wait for blocks %d to %d: %w", l.id, s.lo, s.hi, err)
+		}
+		defer l.lock.unlock(c)
 	}
 	if blocks := splitBlocks(dst); s.head == 0 && s.tail == 0 && blocks != nil {
 		return l.readBlocks(ctx, s.lo, blocks)
@@ -84,6 +98,7 @@ func (l *LUN) readBlocks(ctx context.Context, lo uint64, dst [][]byte) error {
 type run struct {
 	stripe uint64
 	block  int
+	first  int // block of the extent
 	dst    [][]byte
 }
 
@@ -114,9 +129,11 @@ func (l *LUN) readExtent(ctx context.Context, k extentKey, first int, dst [][]by
 		return nil
 	}
 	defer p.unpin(extent)
+	p.load.enter()
+	defer p.load.leave()
 	for _, r := range runs {
 		if err := p.array.Read(ctx, r.stripe, r.block, r.dst); err != nil {
-			return p.readError(ctx, err)
+			return l.readError(ctx, err, uint64(k.ext)*uint64(p.sb.ExtentBlocks), &r)
 		}
 	}
 	return nil
@@ -146,7 +163,7 @@ func (p *Pool) plan(k extentKey, first int, dst, hits [][]byte) (runs []run, ext
 			continue
 		}
 		if next != b || within == 0 {
-			runs = append(runs, run{stripe: p.table.stripe(extent, stripe), block: within})
+			runs = append(runs, run{stripe: p.table.stripe(extent, stripe), block: within, first: b})
 		}
 		r := &runs[len(runs)-1]
 		r.dst = append(r.dst, dst[i])
@@ -162,8 +179,9 @@ func (p *Pool) unpin(extent uint32) {
 	p.mu.Unlock()
 }
 
-// readError translates an error of the array for the engines.
-func (p *Pool) readError(ctx context.Context, err error) error {
+// readError translates an error of the array for the engines. r is the run that was read, of the extent at block base.
+func (l *LUN) readError(ctx context.Context, err error, base uint64, r *run) error {
+	p := l.p
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -171,5 +189,5 @@ func (p *Pool) readError(ctx context.Context, err error) error {
 		p.fail(err)
 		return p.alive()
 	}
-	return fmt.Errorf("%w: %w", target.ErrMediumRead, err)
+	return l.lostAt(err, base+uint64(r.first), r)
 }

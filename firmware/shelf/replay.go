@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/ledge-storage/ledge/nvram"
 	"github.com/ledge-storage/ledge/raid"
@@ -31,8 +32,12 @@ import (
 // generationStep is how many generations a run of the pool may use: more than it can write stripes.
 const generationStep = 1 << 40
 
-// OpenPool replays the sources, then the log, and opens the pool of the array. ErrNoPool when there is none.
+// OpenPool replays the sources, then the log, and opens the pool of the array. ErrNoPool when there is none;
+// ErrMetadataLost when it cannot be read.
 func OpenPool(ctx context.Context, array Array, log Log, sources []Source, o Options) (*Pool, error) {
+	if err := o.Maintenance.Rates.check(); err != nil {
+		return nil, fmt.Errorf("shelf: open pool: %w", err)
+	}
 	p := newPool(array, log, o)
 	p.holdTrim = len(sources) > 0
 	if err := p.open(ctx, append(slices.Clone(sources), log)); err != nil {
@@ -43,6 +48,10 @@ func OpenPool(ctx context.Context, array Array, log Log, sources []Source, o Opt
 		p.wg.Add(2)
 		go p.destager()
 		go p.reaper()
+		if p.keeper = p.newMaintainer(); p.keeper != nil {
+			p.wg.Add(1)
+			go p.keeper.run()
+		}
 	}
 	return p, nil
 }
@@ -77,7 +86,7 @@ func (p *Pool) open(ctx context.Context, sources []Source) error {
 		return err
 	}
 	if p.holdTrim {
-		if err := p.Drain(ctx); err != nil {
+		if err := p.drain(ctx, needAll, nil); err != nil {
 			return err
 		}
 	}
@@ -118,8 +127,11 @@ func (p *Pool) replayUpdates(ctx context.Context, sources []Source) (last uint64
 func (p *Pool) loadSuperblock(ctx context.Context) error {
 	b := nvram.AlignedBlocks(1)
 	if err := p.array.Read(ctx, 0, 0, [][]byte{b}); err != nil {
-		if errors.Is(err, raid.ErrUnrecoverable) { // so reads a stripe that was never written
+		switch {
+		case errors.Is(err, raid.ErrUnwritten):
 			return fmt.Errorf("%w: %w", ErrNoPool, err)
+		case errors.Is(err, raid.ErrUnrecoverable):
+			return p.metadataLost(0, 1, err)
 		}
 		return err
 	}
@@ -127,17 +139,17 @@ func (p *Pool) loadSuperblock(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoPool, err)
 	}
-	g := p.array.Geometry()
-	if sb.K != g.K || sb.M != g.M || sb.Stripes > g.Stripes {
-		return fmt.Errorf("%w: superblock of a %d+%d array of %d stripes on one of %d+%d and %d", ErrCorrupt, sb.K, sb.M, sb.Stripes, g.K, g.M, g.Stripes)
-	}
 	if want := p.opts.PoolUUID; want != ([16]byte{}) && want != sb.UUID {
 		return fmt.Errorf("%w: %x, want %x", ErrForeign, sb.UUID, want)
 	}
 	p.sb = sb
+	if err := p.checkStripes(); err != nil {
+		return err
+	}
 	p.table = newExtentTable(&p.sb)
 	p.over = newOverlay(&p.sb, &p.refs)
 	p.hosts = make([]Host, sb.MaxHosts)
+	p.reservations = make([]reservationBlock, sb.Reservations)
 	return nil
 }
 
@@ -163,23 +175,97 @@ func (p *Pool) fitLog() error {
 	return nil
 }
 
-// loadMetadata reads the records and the extent table as the members have them.
+// loadMetadata reads the records and the extent table as the members have them: whole stripes, several at a time.
+// The table is decoded where it is read, each block into entries of its own; the records one stripe after the other.
 func (p *Pool) loadMetadata(ctx context.Context) error {
-	n := p.sb.stripeBlocks()
-	end := p.sb.tableBlock() + p.sb.tableBlocks()
-	buf := nvram.AlignedBlocks(n)
-	for first := uint32(0); first < end; first += uint32(n) {
-		count := min(n, int(end-first))
-		if err := p.array.Read(ctx, uint64(first)/uint64(n), 0, [][]byte{buf[:count*blockBytes]}); err != nil {
-			return fmt.Errorf("metadata: %w", err)
-		}
-		for i := range count {
-			if err := p.loadBlock(first+uint32(i), buf[i*blockBytes:][:blockBytes]); err != nil {
-				return err
-			}
+	if err := p.loadBlocks(ctx, 0, p.sb.tableBlock()+p.sb.tableBlocks()); err != nil {
+		return err
+	}
+	for i := 1; i <= p.sb.growths; i++ {
+		r := &p.sb.regions[i]
+		if err := p.loadBlocks(ctx, r.block, r.block+r.blocks()); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// loadBlocks reads the metadata blocks from first, the first of a stripe, to end.
+func (p *Pool) loadBlocks(ctx context.Context, first, end uint32) error {
+	n := uint32(p.sb.stripeBlocks())
+	table := p.sb.tableBlock()
+	bufs := sync.Pool{New: func() any { return nvram.AlignedBlocks(int(n)) }}
+	var records sync.Mutex
+	return inParallel(p.loadWorkers(), int((end-first+n-1)/n), func(i int) error {
+		buf := bufs.Get().([]byte)
+		defer bufs.Put(buf)
+		first := first + uint32(i)*n
+		count := min(n, end-first)
+		if err := p.array.Read(ctx, p.sb.metaStripe(first/n), 0, [][]byte{buf[:count*blockBytes]}); err != nil {
+			if errors.Is(err, raid.ErrUnrecoverable) {
+				return p.metadataLost(first, count, err)
+			}
+			return fmt.Errorf("metadata: %w", err)
+		}
+		if first < table {
+			records.Lock()
+			defer records.Unlock()
+		}
+		for i := range count {
+			if err := p.loadBlock(first+i, buf[i*blockBytes:][:blockBytes]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// loadWorkers is how many stripes are read at a time at start-up: enough to keep all members busy, and 8 MiB
+// or so of buffers.
+func (p *Pool) loadWorkers() int {
+	if p.opts.Inline {
+		return 1
+	}
+	return 8
+}
+
+// inParallel calls f for 0 to n-1, in order when workers is 1, and returns the error of the lowest that failed. After
+// an error no new call starts.
+func inParallel(workers, n int, f func(i int) error) error {
+	if workers <= 1 || n <= 1 {
+		for i := range n {
+			if err := f(i); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	next, failed, first := 0, n, error(nil)
+	for range min(workers, n) {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				i := next
+				next++
+				stop := first != nil
+				mu.Unlock()
+				if stop || i >= n {
+					return
+				}
+				if err := f(i); err != nil {
+					mu.Lock()
+					if i < failed {
+						failed, first = i, err
+					}
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return first
 }
 
 // loadBlock takes in a metadata block, from the members or from the log.
@@ -194,7 +280,8 @@ func (p *Pool) loadBlock(block uint32, b []byte) error {
 		if s.UUID != sb.UUID || s.Stripes != sb.Stripes {
 			return fmt.Errorf("%w: superblock of pool %x", ErrForeign, s.UUID)
 		}
-		sb.GenCeiling = max(sb.GenCeiling, s.GenCeiling)
+		sb.GenCeiling, sb.WarnPercent, sb.Scrub = max(sb.GenCeiling, s.GenCeiling), s.WarnPercent, s.Scrub
+		return p.takeGrowths(&s)
 	case block < sb.hostBlock():
 		if empty {
 			delete(p.luns, block)
@@ -209,7 +296,7 @@ func (p *Pool) loadBlock(block uint32, b []byte) error {
 			return nil
 		}
 		p.luns[block] = &LUN{p: p, id: block, rec: r}
-	case block < sb.tableBlock():
+	case block < sb.reservationBlock():
 		h := Host{}
 		if !empty {
 			var err error
@@ -218,10 +305,21 @@ func (p *Pool) loadBlock(block uint32, b []byte) error {
 			}
 		}
 		p.hosts[block-sb.hostBlock()] = h
-	case block < sb.tableBlock()+sb.tableBlocks():
-		return decodeTable(b, block, p.table.block(block-sb.tableBlock()))
+	case block < sb.tableBlock():
+		r := reservationBlock{}
+		if !empty {
+			var err error
+			if r, err = decodeReservation(b, block); err != nil {
+				return err
+			}
+		}
+		p.reservations[block-sb.reservationBlock()] = r
 	default:
-		return fmt.Errorf("%w: metadata block %d", ErrCorrupt, block)
+		entries, ok := p.table.block(block)
+		if !ok {
+			return fmt.Errorf("%w: metadata block %d", ErrCorrupt, block)
+		}
+		return decodeTable(b, block, entries)
 	}
 	return nil
 }
@@ -309,8 +407,8 @@ func (r *replayer) deltas(lsn uint64, s nvram.Set) error {
 		}
 		for i := range db.deltas {
 			d := &db.deltas[i]
-			if d.extent >= r.p.sb.Extents {
-				return fmt.Errorf("%w: delta of extent %d of %d", ErrCorrupt, d.extent, r.p.sb.Extents)
+			if n := r.p.sb.extents(); d.extent >= n {
+				return fmt.Errorf("%w: delta of extent %d of %d", ErrCorrupt, d.extent, n)
 			}
 			t.alter(d)
 			// Also when the members were ahead: their copy may not have been flushed.
@@ -327,9 +425,10 @@ func (r *replayer) deltas(lsn uint64, s nvram.Set) error {
 func (r *replayer) finish() error {
 	p := r.p
 	p.maxLSN = max(p.maxLSN, p.log.Stats().Next-1)
-	if err := p.table.build(); err != nil {
+	if err := p.table.build(p.loadWorkers()); err != nil {
 		return fmt.Errorf("extent table: %w", err)
 	}
+	p.strayReservations()
 	keys := slices.SortedFunc(maps.Keys(r.blocks), func(a, b extentKey) int {
 		return cmp.Or(cmp.Compare(a.lun, b.lun), cmp.Compare(a.ext, b.ext))
 	})

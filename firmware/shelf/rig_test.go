@@ -101,7 +101,12 @@ func (r *rig) open() {
 	}
 }
 
-func (r *rig) tryOpen() (err error) {
+func (r *rig) openLog() (err error) {
+	r.log, err = nvram.Open(context.Background(), r.region, r.area(), nvram.Options{Epoch: 1})
+	return err
+}
+
+func (r *rig) tryOpen(sources ...shelf.Source) (err error) {
 	ctx := context.Background()
 	ds := r.disks.Drives("A")
 	for i := range ds {
@@ -112,10 +117,10 @@ func (r *rig) tryOpen() (err error) {
 	if r.array, err = raid.Open(ctx, ds, raid.Options{}); err != nil {
 		return err
 	}
-	if r.log, err = nvram.Open(ctx, r.region, r.area(), nvram.Options{Epoch: 1}); err != nil {
+	if err = r.openLog(); err != nil {
 		return err
 	}
-	r.Pool, err = shelf.OpenPool(ctx, r.array, r.log, nil, r.opts)
+	r.Pool, err = shelf.OpenPool(ctx, r.array, r.log, sources, r.opts)
 	return err
 }
 
@@ -182,11 +187,11 @@ func mustEqual(t *testing.T, what string, got, want []byte) {
 // eventually waits for what the background does.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 2000 {
+	for range 12000 {
 		if ok() {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	t.Fatalf("not in 10 s: %s", what)
+	t.Fatalf("not in a minute: %s", what)
 }

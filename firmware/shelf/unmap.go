@@ -3,8 +3,6 @@ package shelf
 import (
 	"context"
 	"fmt"
-	"math"
-	"slices"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -15,7 +13,7 @@ import (
 //	1. Unmap       checks all ranges before it touches one, then locks each.
 //	2. whole       extents that lie in the range as a whole are freed: one delta each, up to 101 in one record.
 //	3. the rest    becomes zero blocks in the overlay, logged as zero extents without payload, where it is not
-//	               zero already. Destage writes them like other blocks.
+//	               zero already: nothing of an UNMAP takes an extent. Destage writes them like other blocks.
 //
 // A freed extent's blocks leave the overlay together with the map entry, after the record is durable. Its
 // stripes are given to others only when nothing can touch them any more (extents.go).
@@ -72,8 +70,15 @@ func (l *LUN) unmap(ctx context.Context, r *lunRecord, x target.Range) error {
 	return l.unmapBlocks(ctx, r, lo, hi)
 }
 
-// zeroPart writes zeros to logical blocks within one block of 4 KiB.
+// zeroPart writes zeros to logical blocks within one block of 4 KiB, unless the block is zeros: an UNMAP must not need space.
 func (l *LUN) zeroPart(ctx context.Context, r *lunRecord, start, end uint64) error {
+	k, b := l.place(start / uint64(blockBytes/r.BlockBytes))
+	l.p.mu.Lock()
+	zero := l.p.readsZero(k, b)
+	l.p.mu.Unlock()
+	if zero {
+		return nil
+	}
 	n := int(end-start) * int(r.BlockBytes)
 	s, err := r.span(start, int64(n))
 	if err != nil {
@@ -159,25 +164,7 @@ func (p *Pool) extentsFrom(lun, lo, hi uint32, most int) []extentKey {
 	if m == nil {
 		return nil
 	}
-	var pages []uint32
-	for n := range m.pages {
-		if n >= lo/pageExtents && n <= hi/pageExtents {
-			pages = append(pages, n)
-		}
-	}
-	slices.Sort(pages)
-	var keys []extentKey
-	for _, n := range pages {
-		for i, x := range m.pages[n].slots {
-			e := uint64(n)*pageExtents + uint64(i)
-			if x != 0 && e >= uint64(lo) && e <= uint64(hi) && e <= math.MaxUint32 {
-				if keys = append(keys, extentKey{lun, uint32(e)}); len(keys) == most {
-					return keys
-				}
-			}
-		}
-	}
-	return keys
+	return m.appendRange(nil, lun, lo, hi, most)
 }
 
 // free frees extents, maxDeltas at most, as one: the map entries go durably, then their blocks from the

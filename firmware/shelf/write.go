@@ -21,7 +21,8 @@ import (
 //	6. insert        puts the blocks into the overlay with the record's LSN. Reads see them from here on.
 //	7. return        the engine acknowledges (P1).
 //
-// Steps 4 to 6 are done for each piece: at most PieceBlocks, within one extent. destage.go does the rest.
+// Steps 4 to 6 are done for each piece of at most PieceBlocks, so that a write of no more is one record: all of it is
+// there after a power cut, or nothing (target.Info.AtomicBlocks). destage.go does the rest.
 
 // Write implements target.Device. What it returned nil for is durable, whatever fua says.
 func (l *LUN) Write(ctx context.Context, lba uint64, src [][]byte, fua bool) error {
@@ -186,9 +187,8 @@ func (l *LUN) store(ctx context.Context, lo uint64, blocks [][]byte) error {
 	}
 	defer l.p.unreserve(keys)
 	for len(blocks) > 0 {
-		k, first := l.place(lo)
-		n := min(len(blocks), l.p.opts.PieceBlocks, int(l.p.sb.ExtentBlocks)-first)
-		if err := l.storePiece(ctx, k, first, lo, blocks[:n]); err != nil {
+		n := min(len(blocks), l.p.opts.PieceBlocks)
+		if err := l.storePiece(ctx, lo, blocks[:n]); err != nil {
 			return fmt.Errorf("shelf: write LUN %d: blocks %d+%d: %w", l.id, lo, n, err)
 		}
 		lo, blocks = lo+uint64(n), blocks[n:]
@@ -197,23 +197,24 @@ func (l *LUN) store(ctx context.Context, lo uint64, blocks [][]byte) error {
 }
 
 // storePiece logs the blocks of one record and puts them into the overlay.
-func (l *LUN) storePiece(ctx context.Context, k extentKey, first int, lo uint64, blocks [][]byte) error {
+func (l *LUN) storePiece(ctx context.Context, lo uint64, blocks [][]byte) error {
 	p := l.p
 	if err := p.admit(ctx, len(blocks), len(blocks)); err != nil {
 		return err
 	}
 	defer p.release(len(blocks))
 	sets := []nvram.Set{l.dataSet(lo, blocks)}
-	d, fresh := p.allocation(k)
-	if fresh {
-		sets = append(sets, p.deltaSet([]delta{d}))
+	fresh := p.allocations(l.keys(lo, lo+uint64(len(blocks))))
+	if len(fresh) > 0 {
+		sets = append(sets, p.deltaSet(fresh))
 	}
 	return p.append(func(lsn uint64) {
-		if fresh {
-			p.change(&d, lsn)
+		for i := range fresh {
+			p.change(&fresh[i], lsn)
 		}
 		for i, b := range blocks {
-			p.over.put(k, first+i, b, lsn)
+			k, at := l.place(lo + uint64(i))
+			p.over.put(k, at, b, lsn)
 		}
 		p.inserts++
 		p.stats.Writes++
@@ -269,17 +270,19 @@ func (l *LUN) keys(lo, hi uint64) []extentKey {
 	return ks
 }
 
-// allocation is the map change that a write to k must log with its blocks: none once one was logged. Writes
-// to a new extent that run side by side all log it, with the same extent and birth, rather than wait for
-// each other; applying it again changes nothing.
-func (p *Pool) allocation(k extentKey) (delta, bool) {
+// allocations are the map changes that a write to keys must log with its blocks: none for a key of which one was
+// logged. Writes to a new extent that run side by side all log it, with the same extent and birth, rather than wait
+// for each other; applying it again changes nothing. A piece has far fewer extents than a delta block takes.
+func (p *Pool) allocations(keys []extentKey) (fresh []delta) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, ok := p.table.lookup(k); ok {
-		return delta{}, false
+	for _, k := range keys {
+		if _, ok := p.table.lookup(k); !ok {
+			pe := p.table.pending[k]
+			fresh = append(fresh, delta{op: opAlloc, extent: pe.extent, lun: k.lun, ext: k.ext, birth: pe.birth})
+		}
 	}
-	pe := p.table.pending[k]
-	return delta{op: opAlloc, extent: pe.extent, lun: k.lun, ext: k.ext, birth: pe.birth}, true
+	return fresh
 }
 
 // reserve makes sure of extents for all keys, or of none. When all that is free is in quarantine, it waits.
@@ -289,7 +292,7 @@ func (p *Pool) reserve(ctx context.Context, keys []extentKey) error {
 		done := 0
 		var err error
 		for _, k := range keys {
-			if err = p.table.reserve(k, p.nextGen); err != nil {
+			if err = p.table.reserve(k, p.keepFrom(k.lun), p.nextGen); err != nil {
 				break
 			}
 			done++

@@ -28,6 +28,8 @@ func (a *api) Target() (string, []string) {
 	return targetName(a.b.conf.Shelf), append(portals, a.b.conf.Portals["B"]...)
 }
 
+func (a *api) Secrets(initiator string) control.CHAP { return claimSecrets(a.b.conf.Secret, initiator) }
+
 func targetName(shelf string) string { return "iqn.2026-11.io.ledge:shelf." + shelf }
 
 func (a *api) Status(context.Context) control.Status {
@@ -69,14 +71,7 @@ func (a *api) Status(context.Context) control.Status {
 	if log != nil {
 		st := log.Stats()
 		s.NVRAM.Used = st.Used + st.UpdateUsed
-		switch st.Mirror {
-		case nvram.MirrorInSync:
-			s.Partner.Mirror = "in-sync"
-		case nvram.MirrorResync, nvram.MirrorWaiting:
-			s.Partner.Mirror = "resync"
-		case nvram.MirrorSolo:
-			s.Partner.Mirror = "solo"
-		}
+		s.Partner.Mirror = mirrorState(st.Mirror)
 	}
 	return s
 }
@@ -150,8 +145,12 @@ func (a *api) Catalog() (control.Catalog, error) {
 	return nil, e
 }
 
-func (a *api) CreatePool(ctx context.Context, force bool) error {
-	return a.explain(a.driver.Create(ctx, formSpec{force}))
+func (a *api) CreatePool(ctx context.Context, spec control.PoolSpec) error {
+	err := a.explain(a.driver.Create(ctx, spec))
+	if errors.Is(err, control.ErrConflict) {
+		err = &control.Hint{Err: err, Hint: "a pool is made once: 'ledge shelf status' shows what there is"}
+	}
+	return err
 }
 
 func (a *api) Takeover(ctx context.Context) error { return a.explain(a.driver.Takeover(ctx)) }
@@ -242,14 +241,25 @@ func equalLUNs(a, b []uint32) bool {
 
 // poolError is the one table from the pool's errors to the API's.
 func poolError(err error) error {
-	for _, x := range []struct{ from, to error }{
-		{shelf.ErrExists, control.ErrConflict}, {shelf.ErrNotFound, control.ErrNotFound}, {shelf.ErrName, control.ErrInvalid},
-		{shelf.ErrSize, control.ErrInvalid}, {shelf.ErrLimit, control.ErrNoSpace}, {target.ErrNoSpace, control.ErrNoSpace},
-		{shelf.ErrFailed, control.ErrUnavailable}, {target.ErrUnavailable, control.ErrUnavailable},
+	for _, x := range []struct {
+		from, to error
+		hint     string
+	}{
+		{shelf.ErrExists, control.ErrConflict, "'ledge lun list' shows the names that are taken"},
+		{shelf.ErrNotFound, control.ErrNotFound, "'ledge lun list' shows what there is"},
+		{shelf.ErrName, control.ErrInvalid, ""}, {shelf.ErrSize, control.ErrInvalid, ""},
+		{shelf.ErrLimit, control.ErrNoSpace, "delete something: 'ledge lun list' shows what there is"},
+		{target.ErrNoSpace, control.ErrNoSpace, "delete or unmap something, or grow the array: 'ledge pool show' tells what is free"},
+		{shelf.ErrFailed, control.ErrUnavailable, "'ledge pool show' tells why"}, {target.ErrUnavailable, control.ErrUnavailable, ""},
 	} {
-		if errors.Is(err, x.from) {
-			return fmt.Errorf("%w: %w", x.to, err)
+		if !errors.Is(err, x.from) {
+			continue
 		}
+		err = fmt.Errorf("%w: %w", x.to, err)
+		if x.hint != "" {
+			err = &control.Hint{Err: err, Hint: x.hint}
+		}
+		return err
 	}
 	return err
 }

@@ -3,15 +3,19 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/ledge-storage/ledge/firmware/control"
+	"github.com/ledge-storage/ledge/nvram/region"
+	"github.com/ledge-storage/ledge/target/iscsi"
 )
 
 // Config is the configuration file: one strict JSON object. README of a field is its rule in check.
@@ -35,17 +39,44 @@ type Config struct {
 	Mirror MirrorConfig `json:"mirror"`
 	// Array shapes a new pool; later starts take it from the labels.
 	Array ArrayConfig `json:"array"`
+	// Maintenance rules rebuild and scrub in the background; see maintenance.go.
+	Maintenance MaintenanceConfig `json:"maintenance"`
+	// CHAP is who may log in. With entries, an initiator does by the entry with its name, or where none has it, by one
+	// without; everybody else is refused, but agents, who have their secrets by their claims. Without entries any
+	// initiator uses the plain LUNs.
+	CHAP []CHAPConfig `json:"chap"`
+	// SpinMicros is how long a connection looks for an initiator's next command before it sleeps, in microseconds:
+	// less latency for one command at a time, for up to as much of a core. Default 0.
+	SpinMicros int64 `json:"spin_us"`
 	// LogLevel is debug, info, warn or error. Default "info".
 	LogLevel string `json:"log_level"`
+
+	users iscsi.Users // of CHAP
 }
 
-// NVRAMConfig names the NVRAM region. Size is needed where Path is a file that does not exist yet.
+// CHAPConfig is an entry of chap. A secret has 12 to 128 bytes (RFC 7143 9.2.1) and stands here or in the file named;
+// neither that file nor this one may be open to everybody then.
+type CHAPConfig struct {
+	Initiator        string `json:"initiator"`
+	User             string `json:"user"`
+	Secret           string `json:"secret"`
+	SecretFile       string `json:"secret_file"`
+	MutualUser       string `json:"mutual_user"`
+	MutualSecret     string `json:"mutual_secret"`
+	MutualSecretFile string `json:"mutual_secret_file"`
+}
+
+// NVRAMConfig names the NVRAM region. Size is needed where Path is a file that does not exist yet. Kind is what Path
+// must be (package region); TrustPLP vouches for an SSD with a write-back cache.
 type NVRAMConfig struct {
-	Path string `json:"path"`
-	Size int64  `json:"size"`
+	Path     string      `json:"path"`
+	Size     int64       `json:"size"`
+	Kind     region.Kind `json:"kind"`
+	TrustPLP bool        `json:"trust_plp"`
 }
 
-// MirrorConfig has one of the two: one controller listens, the other dials. host:port or unix:/path.
+// MirrorConfig has one of the two: one controller listens, the other dials. host:port, unix:/path, or window:/path, memory
+// that both controllers have mapped (package nvram/mirror/window).
 type MirrorConfig struct {
 	Listen string `json:"listen"`
 	Dial   string `json:"dial"`
@@ -64,23 +95,32 @@ const (
 	maxNVRAMBytes  = 64 << 30
 	minSecretBytes = 16
 	maxDrives      = 64
+	maxUsers       = 256
 	maxSunPath     = 107
 )
 
 // LoadConfig reads and checks path. The error names each wrong field.
 func LoadConfig(path string) (*Config, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if info.Size() > maxConfigBytes {
 		return nil, fmt.Errorf("%s: %d bytes, at most %d are read", path, info.Size(), maxConfigBytes)
 	}
-	text, err := os.ReadFile(path)
+	text, err := io.ReadAll(f)
 	if err != nil {
 		return nil, err
 	}
 	c, err := ParseConfig(text)
+	if err == nil && len(c.users) > 0 {
+		err = iscsi.CheckPrivate(f)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -137,6 +177,7 @@ func (c *Config) check() error {
 	if why := checkListen(c.PortalListen, false); why != "" {
 		wrong("portal_listen", c.PortalListen, why)
 	}
+	bad = append(bad, c.checkCHAP())
 	c.checkPortals(wrong)
 	c.checkDrives(wrong)
 	c.checkNVRAM(wrong)
@@ -144,11 +185,11 @@ func (c *Config) check() error {
 	case (c.Mirror.Listen == "") == (c.Mirror.Dial == ""):
 		bad = append(bad, errors.New(`field "mirror": exactly one of "listen" and "dial" must be set; one controller listens, the other dials`))
 	case c.Mirror.Listen != "":
-		if why := checkListen(c.Mirror.Listen, true); why != "" {
+		if why := checkMirror(c.Mirror.Listen, checkListen); why != "" {
 			wrong("mirror.listen", c.Mirror.Listen, why)
 		}
 	default:
-		if why := checkDial(c.Mirror.Dial, true); why != "" {
+		if why := checkMirror(c.Mirror.Dial, checkDial); why != "" {
 			wrong("mirror.dial", c.Mirror.Dial, why)
 		}
 	}
@@ -158,6 +199,10 @@ func (c *Config) check() error {
 	if c.Array.Parity < 1 || c.Array.Parity > 4 {
 		wrong("array.parity", c.Array.Parity, "1 to 4 parity strips")
 	}
+	c.checkMaintenance(wrong)
+	if most := iscsi.MaxSpin.Microseconds(); c.SpinMicros < 0 || c.SpinMicros > most {
+		wrong("spin_us", c.SpinMicros, fmt.Sprintf("0 to %d microseconds", most))
+	}
 	if _, ok := logLevels[c.LogLevel]; !ok {
 		wrong("log_level", c.LogLevel, "debug, info, warn or error")
 	}
@@ -165,6 +210,42 @@ func (c *Config) check() error {
 }
 
 var logLevels = map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+
+// checkCHAP reads the secrets. Errors never show one.
+func (c *Config) checkCHAP() error {
+	if len(c.CHAP) > maxUsers {
+		return fmt.Errorf("field %q: %d entries; at most %d", "chap", len(c.CHAP), maxUsers)
+	}
+	var bad []error
+	secret := func(field, inline, path string) string {
+		switch {
+		case inline != "" && path != "":
+			bad = append(bad, fmt.Errorf("field %q: one of it and %q, not both", field, field+"_file"))
+		case path != "":
+			s, err := iscsi.ReadSecret(path)
+			if err != nil {
+				bad = append(bad, fmt.Errorf("field %q: %w", field+"_file", err))
+			}
+			return s
+		}
+		return inline
+	}
+	for i, e := range c.CHAP {
+		field := fmt.Sprintf("chap[%d]", i)
+		if e.Initiator != strings.ToLower(e.Initiator) || control.IsClaim(e.Initiator) || strings.ContainsAny(e.Initiator, " \t\n") {
+			bad = append(bad, fmt.Errorf("field %q: %s; an iSCSI name in lower case that no claim gives", field+".initiator", quoteValue(e.Initiator)))
+		}
+		c.users = append(c.users, iscsi.User{Initiator: e.Initiator, CHAP: iscsi.CHAP{
+			User: e.User, Secret: secret(field+".secret", e.Secret, e.SecretFile),
+			MutualUser: e.MutualUser, MutualSecret: secret(field+".mutual_secret", e.MutualSecret, e.MutualSecretFile)}})
+	}
+	if len(bad) == 0 {
+		if err := c.users.Check(); err != nil {
+			bad = append(bad, fmt.Errorf("field %q: %w", "chap", err))
+		}
+	}
+	return errors.Join(bad...)
+}
 
 func (c *Config) checkPortals(wrong func(string, any, string)) {
 	for name, list := range c.Portals {
@@ -207,6 +288,9 @@ func (c *Config) checkNVRAM(wrong func(string, any, string)) {
 	if !filepath.IsAbs(c.NVRAM.Path) {
 		wrong("nvram.path", c.NVRAM.Path, "an absolute path of a device or file")
 	}
+	if k := c.NVRAM.Kind; k != "" && !slices.Contains(region.Kinds, k) {
+		wrong("nvram.kind", k, "dax, pmem, ssd, file, or nothing: whatever the path is")
+	}
 	if s := c.NVRAM.Size; s != 0 && (s < minNVRAMBytes || s > maxNVRAMBytes || s%8192 != 0) {
 		wrong("nvram.size", s, fmt.Sprintf("0 (the device's own size), or %d to %d bytes, a multiple of 8192", minNVRAMBytes, int64(maxNVRAMBytes)))
 	}
@@ -237,6 +321,20 @@ func checkDial(addr string, unix bool) string {
 			return "host:port or unix:/path"
 		}
 		return "host:port"
+	}
+	return ""
+}
+
+// checkMirror is for the mirror link, which may also be a window.
+func checkMirror(addr string, check func(addr string, unix bool) string) string {
+	if path, ok := strings.CutPrefix(addr, "window:"); ok {
+		if !filepath.IsAbs(path) {
+			return "window:/path, absolute"
+		}
+		return ""
+	}
+	if why := check(addr, true); why != "" {
+		return why + ", or window:/path"
 	}
 	return ""
 }

@@ -2,7 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -69,15 +72,24 @@ func TestConfigEachFieldWrong(t *testing.T) {
 		{"drives", "/dev/sd*", []string{`"drives"`, "list"}},
 		{"nvram", map[string]any{"path": "pmem0"}, []string{"nvram.path", "pmem0"}},
 		{"nvram", map[string]any{"path": "/dev/pmem0", "size": 4096}, []string{"nvram.size", "4096"}},
+		{"nvram", map[string]any{"path": "/dev/pmem0", "kind": "tape"}, []string{"nvram.kind", "tape"}},
 		{"nvram", map[string]any{"path": "/dev/pmem0", "size": -1}, []string{"nvram.size"}},
 		{"nvram", map[string]any{"path": "/dev/pmem0", "size": 67108865}, []string{"nvram.size", "multiple"}},
 		{"nvram", map[string]any{"path": "/dev/pmem0", "sise": 1}, []string{"sise"}},
 		{"mirror", map[string]any{}, []string{`"mirror"`, "exactly one"}},
 		{"mirror", map[string]any{"listen": ":1", "dial": "a:1"}, []string{`"mirror"`, "exactly one"}},
-		{"mirror", map[string]any{"listen": "x"}, []string{"mirror.listen"}},
+		{"mirror", map[string]any{"listen": "x"}, []string{"mirror.listen", "window:/path"}},
+		{"mirror", map[string]any{"listen": "window:relative"}, []string{"mirror.listen", "absolute"}},
+		{"portal_listen", "window:/x", []string{"portal_listen"}},
 		{"mirror", map[string]any{"dial": ":1"}, []string{"mirror.dial"}},
 		{"array", map[string]any{"data": 0, "parity": 2}, []string{"array.data", "1 to 32"}},
 		{"array", map[string]any{"data": 8, "parity": 5}, []string{"array.parity", "1 to 4"}},
+		{"spin_us", 1001, []string{"spin_us", "0 to 1000"}},
+		{"spin_us", -1, []string{"spin_us", "0 to 1000"}},
+		{"maintenance", map[string]any{"scrub_every_h": -2}, []string{"maintenance.scrub_every_h", "-1 for never"}},
+		{"maintenance", map[string]any{"rebuild_delay_s": 604801}, []string{"maintenance.rebuild_delay_s", "604800"}},
+		{"maintenance", map[string]any{"scrub_floor_mib": -1}, []string{"maintenance.scrub_floor_mib"}},
+		{"maintenance", map[string]any{"scrub": true}, []string{`"scrub"`}},
 		{"log_level", "verbose", []string{`"log_level"`, "debug"}},
 		{"colour", "red", []string{`"colour"`}},
 	} {
@@ -107,5 +119,64 @@ func TestConfigEachFieldWrong(t *testing.T) {
 	text, _ := json.Marshal(m)
 	if _, err := ParseConfig(text); err == nil || strings.Count(err.Error(), "field") != 2 {
 		t.Errorf("two fields are wrong: %v", err)
+	}
+}
+
+// TestCHAPConfig: who may log in to plain LUNs, beside the agents with their claims; no secret in an error, none in a
+// file that everybody can read.
+func TestCHAPConfig(t *testing.T) {
+	dir := t.TempDir()
+	file, path := filepath.Join(dir, "secret"), filepath.Join(dir, "A.json")
+	if err := os.WriteFile(file, []byte("hush, from a file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := good()
+	m["chap"] = []any{map[string]any{"initiator": "iqn.a", "user": "u", "secret": "hush, the first", "mutual_user": "t", "mutual_secret_file": file}}
+	text, _ := json.Marshal(m)
+	for mode, ok := range map[os.FileMode]bool{0o600: true, 0o640: true, 0o604: false} {
+		if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, text, 0o600), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+		c, err := LoadConfig(path)
+		if (err == nil) != ok {
+			t.Fatalf("mode %04o: %v", mode, err)
+		}
+		if !ok {
+			continue
+		}
+		if got := c.auth("iqn.a", "iqn.t"); got.User != "u" || got.Secret != "hush, the first" || got.MutualSecret != "hush, from a file" {
+			t.Errorf("%+v", got)
+		}
+		if got := c.auth("iqn.stranger", "iqn.t"); got == nil || strings.HasPrefix(got.Secret, "hush") {
+			t.Errorf("a stranger needs %+v", got)
+		}
+		if got, want := c.auth("iqn.host:e3", "iqn.t"), claimSecrets(c.Secret, "iqn.host:e3"); got.Secret != want.Secret || got.User != want.User {
+			t.Errorf("a claim needs %+v", got)
+		}
+	}
+	plain, err := ParseConfig(func() []byte { b, _ := json.Marshal(good()); return b }())
+	if err != nil || plain.auth("iqn.stranger", "iqn.t") != nil || plain.auth("iqn.host:e3", "") == nil {
+		t.Errorf("without entries: %v", err)
+	}
+	a, b := claimSecrets("0123456789abcdef", "iqn.h:e1"), claimSecrets("0123456789abcdef", "iqn.h:e2")
+	c := claimSecrets("another secret of a shelf", "iqn.h:e1")
+	if a.Secret == b.Secret || a.Secret == c.Secret || a.Secret == a.TargetSecret || len(a.Secret) != 43 {
+		t.Error("secrets of claims are not each other's")
+	}
+	for _, c := range []struct {
+		field string
+		value any
+		says  string
+	}{
+		{"secret", "hush", "12 to 128"}, {"secret_file", file, "not both"}, {"mutual_secret_file", file + ".none", "no such file"},
+		{"initiator", "iqn.H", "lower case"}, {"initiator", "iqn.h:e4", "no claim"}, {"user", "", "user name"}, {"sekret", "hush", "sekret"}, {"mutual_secret", "hush, but whose?", "belong together"},
+	} {
+		e := map[string]any{"initiator": "iqn.a", "user": "u", "secret": "hush, the first"}
+		e[c.field] = c.value
+		m["chap"] = []any{e}
+		text, _ := json.Marshal(m)
+		if _, err := ParseConfig(text); err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s %v: %v, want %q and no secret", c.field, c.value, err, c.says)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ledge-storage/ledge/firmware/control"
 	"github.com/ledge-storage/ledge/firmware/ha"
 	"github.com/ledge-storage/ledge/firmware/shelf"
 	"github.com/ledge-storage/ledge/target"
@@ -31,9 +32,19 @@ type unitInfo struct {
 	Info target.Info `json:"info"`
 	// Initiators that see it; nil: all.
 	Initiators []string `json:"initiators"`
+	// Space as it was when the owner told; the owner itself asks the device.
+	Space target.Space `json:"space"`
 
-	device target.Device // on the owner
-	used   int64
+	// On the owner:
+	device       target.Device
+	reservations reservations
+	used         int64
+}
+
+// reservations is where a LUN's persistent reservations live: *shelf.LUN.
+type reservations interface {
+	LoadReservations() ([]byte, error)
+	SaveReservations(state []byte) error
 }
 
 const maxUnits = 1023
@@ -72,7 +83,10 @@ func inventory(p *shelf.Pool) []unitInfo {
 	var inv []unitInfo
 	for _, l := range p.LUNs() {
 		i := l.Info()
-		u := unitInfo{LUN: i.ID, Name: i.Name, Kind: i.Kind.String(), Size: i.SizeBytes, Info: l.Device().Info(), device: l.Device(), used: i.AllocatedBytes}
+		u := unitInfo{LUN: i.ID, Name: i.Name, Kind: i.Kind.String(), Size: i.SizeBytes, Info: l.Device().Info(), device: l.Device(), reservations: l, used: i.AllocatedBytes}
+		if p, ok := u.device.(target.Provisioned); ok {
+			u.Space = p.Space()
+		}
 		owned := i.Kind != shelf.KindPlain
 		for _, h := range hosts {
 			if slices.Contains(h.LUNs, i.ID) {
@@ -130,6 +144,9 @@ type front struct {
 	mu    sync.Mutex // guards slots, role
 	slots map[uint32]*slot
 	role  role
+
+	// forward sends PERSISTENT RESERVE to the owner; set before the portal opens. nil: refused in standby.
+	forward func(context.Context, scsi.PersistCommand) (scsi.PersistAnswer, error)
 }
 
 func newFront(self ha.Controller, name string, log *slog.Logger) *front {
@@ -171,7 +188,7 @@ func (f *front) show(inv []unitInfo) {
 			continue
 		}
 		was := old.info()
-		old.set(u)
+		f.place(old, u)
 		if was.Info.Blocks != u.Info.Blocks {
 			f.t.Changed(uint64(u.LUN))
 		}
@@ -188,10 +205,27 @@ func (f *front) show(inv []unitInfo) {
 	}
 }
 
-func (f *front) add(u unitInfo) {
-	s := &slot{}
+// place puts u into a slot. A device comes only after the reservations that the pool has were loaded: those in
+// memory are of the time when this controller served the LUN last, and an initiator that was fenced through the
+// partner since must never write here. Where they cannot be loaded the LUN stays without its device.
+func (f *front) place(s *slot, u unitInfo) {
+	if was := s.info(); was.device == nil && u.device != nil {
+		blind := u
+		blind.device = nil
+		s.set(blind)
+		if err := f.t.ReloadReservations(uint64(u.LUN)); err != nil {
+			f.log.Error("unit is not served: its persistent reservations are not known", "lun", u.LUN, "err", err)
+			return
+		}
+	}
 	s.set(u)
-	if err := f.t.Attach(uint64(u.LUN), s, scsi.UnitOptions{Initiators: u.Initiators}); err != nil {
+}
+
+func (f *front) add(u unitInfo) {
+	s := &slot{front: f}
+	s.set(u)
+	// Attach loads the reservations before anybody sees the unit.
+	if err := f.t.Attach(uint64(u.LUN), s, scsi.UnitOptions{Initiators: u.Initiators, Reservations: s}); err != nil {
 		f.log.Error("unit", "lun", u.LUN, "err", err)
 		return
 	}
@@ -211,7 +245,8 @@ func (f *front) withdraw() {
 	defer f.mu.Unlock()
 	for _, s := range f.slots {
 		u := *s.info()
-		u.device = nil
+		u.Space = s.Space()
+		u.device, u.reservations = nil, nil
 		s.set(u)
 	}
 }
@@ -229,7 +264,42 @@ func (f *front) units() []unitInfo {
 }
 
 // slot is a unit whose device comes and goes.
-type slot struct{ p atomic.Pointer[unitInfo] }
+type slot struct {
+	front *front
+	p     atomic.Pointer[unitInfo]
+	stats slotStats
+}
+
+// slotStats count commands that reached the device, since the unit was attached.
+type slotStats struct {
+	reads, readBytes, writes, writeBytes, failed atomic.Uint64
+}
+
+func (s *slotStats) count(commands, bytes *atomic.Uint64, bufs [][]byte, err error) error {
+	if err != nil {
+		s.failed.Add(1)
+		return err
+	}
+	n := 0
+	for _, b := range bufs {
+		n += len(b)
+	}
+	commands.Add(1)
+	bytes.Add(uint64(n))
+	return nil
+}
+
+// stats of a unit; zeros of one that is not shown.
+func (f *front) stats(lun uint32) control.LUNStats {
+	f.mu.Lock()
+	s := f.slots[lun]
+	f.mu.Unlock()
+	if s == nil {
+		return control.LUNStats{}
+	}
+	c := &s.stats
+	return control.LUNStats{Reads: c.reads.Load(), ReadBytes: c.readBytes.Load(), Writes: c.writes.Load(), WriteBytes: c.writeBytes.Load(), Failed: c.failed.Load()}
+}
 
 func (s *slot) info() *unitInfo { return s.p.Load() }
 func (s *slot) set(u unitInfo)  { s.p.Store(&u) }
@@ -241,6 +311,48 @@ func (s *slot) Info() target.Info {
 		return u.device.Info()
 	}
 	return u.Info
+}
+
+var (
+	_ target.Provisioned    = (*slot)(nil)
+	_ scsi.ReservationProxy = (*slot)(nil)
+)
+
+// Space is the device's, or what was last known.
+func (s *slot) Space() target.Space {
+	u := s.info()
+	if p, ok := u.device.(target.Provisioned); ok {
+		return p.Space()
+	}
+	return u.Space
+}
+
+// Load implements scsi.ReservationStore: the pool's, where we own it. The standby knows of none: it asks the owner
+// (Forward).
+func (s *slot) Load() ([]byte, error) {
+	if r := s.info().reservations; r != nil {
+		return r.LoadReservations()
+	}
+	return nil, nil
+}
+
+// Save implements scsi.ReservationStore. A fenced owner's log takes nothing, so it acknowledges nothing.
+func (s *slot) Save(state []byte) error {
+	if r := s.info().reservations; r != nil {
+		return r.SaveReservations(state)
+	}
+	return target.ErrStandby
+}
+
+// Current implements scsi.SharedReservations: what lets a flush through is the gate, and so the lease.
+func (s *slot) Current(ctx context.Context) error { return s.Flush(ctx) }
+
+// Forward implements scsi.ReservationProxy.
+func (s *slot) Forward(ctx context.Context, c scsi.PersistCommand) (scsi.PersistAnswer, error) {
+	if s.front.forward == nil {
+		return scsi.PersistAnswer{}, target.ErrStandby
+	}
+	return s.front.forward(ctx, c)
 }
 
 // dev returns the device, or the error of a controller that does not own the pool.
@@ -256,7 +368,7 @@ func (s *slot) Read(ctx context.Context, lba uint64, dst [][]byte) error {
 	if err != nil {
 		return err
 	}
-	return d.Read(ctx, lba, dst)
+	return s.stats.count(&s.stats.reads, &s.stats.readBytes, dst, d.Read(ctx, lba, dst))
 }
 
 func (s *slot) Write(ctx context.Context, lba uint64, src [][]byte, fua bool) error {
@@ -264,7 +376,7 @@ func (s *slot) Write(ctx context.Context, lba uint64, src [][]byte, fua bool) er
 	if err != nil {
 		return err
 	}
-	return d.Write(ctx, lba, src, fua)
+	return s.stats.count(&s.stats.writes, &s.stats.writeBytes, src, d.Write(ctx, lba, src, fua))
 }
 
 func (s *slot) Unmap(ctx context.Context, ranges []target.Range) error {

@@ -2,7 +2,7 @@
 //
 // Synopsis:
 //
-//	shelfd --config FILE [--check]
+//	shelfd --config FILE [--check | --erase-nvram IDENTITY]
 //
 // Description:
 //
@@ -14,6 +14,9 @@
 //
 //	--config FILE  the configuration, a JSON object (type Config)
 //	--check        check the configuration and exit
+//	--erase-nvram IDENTITY
+//	               empty the NVRAM of a controller that does not run, and exit: all that it holds is lost. IDENTITY is
+//	               whose it is (shelf/A), as the refusal says, or "unknown" where none is recorded
 //	--help         show help with an example
 //
 // Exit codes: 0 told to stop; 1 the configuration is wrong; 2 failed, restart with back-off; 3 fenced, restart at
@@ -33,11 +36,14 @@ import (
 const usage = `shelfd runs one controller of a Ledge shelf.
 
 Usage:
-  shelfd --config FILE [--check]
+  shelfd --config FILE [--check | --erase-nvram IDENTITY]
 
 Options:
   --config FILE  the configuration: one JSON object
   --check        check the configuration and exit: 0 good, 1 wrong
+  --erase-nvram IDENTITY
+                 empty the NVRAM and exit: all that it holds is lost. IDENTITY is whose it is (shelf/A), as the
+                 refusal to use it says, or "unknown" where none is recorded
   --help         this text
 
 Example: controller A as an ordinary process, on files
@@ -66,6 +72,7 @@ func run(args []string) int {
 	flags.Usage = func() {}
 	path := flags.String("config", "", "")
 	check := flags.Bool("check", false, "")
+	erase := flags.String("erase-nvram", "", "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Print(usage)
@@ -84,6 +91,14 @@ func run(args []string) int {
 	}
 	if *check {
 		fmt.Println("shelfd: configuration is good:", *path)
+		return exitOK
+	}
+	if *erase != "" {
+		if err := eraseNVRAM(c, *erase); err != nil {
+			fmt.Fprintln(os.Stderr, "shelfd:", err)
+			return exitRefused
+		}
+		fmt.Println("shelfd: NVRAM is empty:", c.NVRAM.Path)
 		return exitOK
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

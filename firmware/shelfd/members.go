@@ -53,8 +53,11 @@ type backend struct {
 	front  *front
 	gate   *ha.Gate
 	began  time.Time
+	tasks  *tasks
 	// lost and broken report what the open pool meets to the driver.
 	lost, broken func()
+	// placing is held while it is decided what a drive is and what becomes of it: one at a time. Before mu.
+	placing sync.Mutex
 
 	mu     sync.Mutex // guards the rest, which status reads
 	array  *raid.Array
@@ -120,7 +123,15 @@ func (b *backend) stragglers(s *raid.Survey) int {
 
 // openArray opens the array as the labels are now. The caller closes it.
 func (b *backend) openArray(ctx context.Context) (*raid.Array, error) {
-	return raid.Open(ctx, b.drives.scan(), raid.Options{Logger: b.log})
+	lent, err := b.drives.lend()
+	if err != nil {
+		return nil, err
+	}
+	a, err := raid.Open(ctx, lent, raid.Options{Logger: b.log})
+	if err != nil {
+		giveBack(lent)
+	}
+	return a, err
 }
 
 func (b *backend) Reserve(ctx context.Context, seen ha.View) error {
@@ -148,6 +159,7 @@ func (b *backend) Release(ctx context.Context) error {
 }
 
 func (b *backend) closeArray() {
+	b.tasks.stop() // they use it
 	b.mu.Lock()
 	a := b.array
 	b.array, b.key = nil, 0
@@ -165,6 +177,7 @@ func (b *backend) hold(a *raid.Array, key uint64) {
 	b.mu.Lock()
 	b.array, b.key = a, key
 	b.mu.Unlock()
+	b.tasks.resume()
 }
 
 // Claim opens the array anew, so that it starts from the labels as the fence left them; fences again, so that
@@ -184,7 +197,7 @@ func (b *backend) Claim(ctx context.Context, seen ha.View, clean bool) error {
 		first = b.mirror.State().Next
 	}
 	id := nvram.NewID()
-	if err := nvram.Format(b.region, b.own, nvram.FormatOptions{ID: id, Epoch: seen.Epoch + 1, FirstLSN: max(first, 1)}); err != nil {
+	if err := nvram.Format(b.region, b.own, nvram.FormatOptions{ID: id, Identity: b.conf.identity(), Epoch: seen.Epoch + 1, FirstLSN: max(first, 1)}); err != nil {
 		return err
 	}
 	return conflict(a.WriteLabel(ctx, func(l *raid.Label) {
@@ -253,7 +266,7 @@ func (b *backend) Confirm(ctx context.Context) error {
 	if a == nil {
 		return errors.New("no array is open")
 	}
-	held := b.drives.holders(ctx, confirmLimit)
+	held := b.drives.holders(ctx, confirmLimit, memberPaths(a.Status()))
 	most, others := a.Geometry().N/2+1, 0
 	for k, n := range held {
 		if k != key {
@@ -269,10 +282,26 @@ func (b *backend) Confirm(ctx context.Context) error {
 	return fmt.Errorf("only %d members confirm our reservation, %d are needed (held by %s)", held[key], most, keysText(held))
 }
 
+// memberPaths picks the drives that the array reads and writes. The others may hold a reservation of ours from before:
+// a drive that was failed or replaced proves nothing about who owns the members.
+func memberPaths(st raid.Status) func(path string) bool {
+	paths := map[string]bool{}
+	for _, m := range st.Members {
+		if m.Path != "" && (m.State == raid.Online || m.State == raid.Suspect) {
+			paths[m.Path] = true
+		}
+	}
+	return func(path string) bool { return paths[path] }
+}
+
 func keysText(held map[uint64]int) string {
 	var parts []string
 	for k, n := range held {
-		parts = append(parts, fmt.Sprintf("%016x on %d", k, n))
+		who := "nobody"
+		if k != 0 {
+			who = fmt.Sprintf("%016x", k)
+		}
+		parts = append(parts, fmt.Sprintf("%s on %d", who, n))
 	}
 	slices.Sort(parts)
 	return strings.Join(parts, ", ")

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/ledge-storage/ledge/firmware/control"
@@ -12,44 +13,33 @@ import (
 	"github.com/ledge-storage/ledge/firmware/shelf"
 	"github.com/ledge-storage/ledge/nvram"
 	"github.com/ledge-storage/ledge/raid"
+	"github.com/ledge-storage/ledge/raid/layout"
 )
-
-// formSpec is what POST /v1/pool asks for.
-type formSpec struct{ force bool }
 
 // Form makes array, pool and labels. The label with the epoch is written last: until then the members count
 // as blank, and the next attempt starts over.
 func (b *backend) Form(ctx context.Context, spec any) error {
-	s, _ := spec.(formSpec)
-	members := b.drives.scan()
-	if need := b.conf.Array.Data + b.conf.Array.Parity; len(members) < need {
-		return &control.Hint{Err: fmt.Errorf("%w: %d drives found, %d+%d needs %d at least", control.ErrInvalid, len(members), b.conf.Array.Data, b.conf.Array.Parity, need),
-			Hint: "see the field drives of the configuration, and the log for drives that could not be opened"}
-	}
-	b.mu.Lock()
-	unfinished := b.looked && b.survey.Label.Epoch == 0
-	b.mu.Unlock()
-	key := keyOf(b.self, 1)
-	if err := b.drives.reserveAll(ctx, key, b.mine); err != nil {
-		return conflict(err)
-	}
-	a, err := raid.Create(ctx, members, raid.Options{K: b.conf.Array.Data, M: b.conf.Array.Parity, Force: s.force || unfinished, Logger: b.log})
+	s, _ := spec.(control.PoolSpec)
+	members, err := b.drives.lend(s.Drives...)
 	if err != nil {
-		if errors.Is(err, raid.ErrNotBlank) {
-			err = &control.Hint{Err: fmt.Errorf("%w: %w", control.ErrInvalid, err), Hint: `what is on the drives will be lost if you send {"force":true}`}
-		}
+		return &control.Hint{Err: fmt.Errorf("%w: %w", control.ErrInvalid, err), Hint: "'ledge drive list' shows the drives that this controller has"}
+	}
+	key := keyOf(b.self, 1)
+	a, err := b.createArray(ctx, members, key, s)
+	if err != nil {
+		giveBack(members)
 		return conflict(err)
 	}
 	b.hold(a, key)
 	id := nvram.NewID()
-	if err := nvram.Format(b.region, b.own, nvram.FormatOptions{ID: id, Epoch: 1}); err != nil {
+	if err := nvram.Format(b.region, b.own, nvram.FormatOptions{ID: id, Identity: b.conf.identity(), Epoch: 1}); err != nil {
 		return err
 	}
 	l, err := nvram.Open(ctx, b.region, b.own, nvram.Options{ID: id, Epoch: 1, Logger: b.log})
 	if err != nil {
 		return err
 	}
-	p, err := shelf.CreatePool(ctx, a, l, shelf.Options{PoolUUID: a.Label().Pool, Shelf: b.conf.Shelf, Logger: b.log})
+	p, err := shelf.CreatePool(ctx, a, l, shelf.Options{PoolUUID: a.Label().Pool, Shelf: b.conf.Shelf, Maintenance: shelf.MaintenanceOptions{Off: true}, Logger: b.log})
 	if err == nil {
 		err = p.Close(ctx)
 	}
@@ -60,6 +50,62 @@ func (b *backend) Form(ctx context.Context, spec any) error {
 		err = a.WriteLabel(ctx, func(l *raid.Label) { l.Epoch, l.Owner, l.NVRAM = 1, byte(b.self), raid.UUID(id) })
 	}
 	return conflict(err)
+}
+
+// createArray reserves the drives and makes an array of them.
+func (b *backend) createArray(ctx context.Context, members []raid.Drive, key uint64, s control.PoolSpec) (*raid.Array, error) {
+	o := raid.Options{K: b.conf.Array.Data, M: b.conf.Array.Parity, Force: s.Force, Logger: b.log}
+	if s.Data > 0 {
+		o.K, o.M = s.Data, s.Parity
+	}
+	if s.Spares >= 0 {
+		o.Spares, o.NoSpares = s.Spares, s.Spares == 0
+	}
+	if need := o.K + o.M + o.Spares; len(members) < need {
+		return nil, &control.Hint{Err: fmt.Errorf("%w: %d drives, %d+%d with %d spare columns needs %d at least", control.ErrInvalid, len(members), o.K, o.M, o.Spares, need),
+			Hint: "'ledge drive list' shows what this controller has; drives are looked for where the field drives of the configuration says"}
+	}
+	if !s.Force {
+		lost, err := b.notBlank(ctx, members)
+		if err != nil {
+			return nil, err
+		}
+		if len(lost) > 0 {
+			return nil, &control.Hint{Err: fmt.Errorf("%w: not blank: %s", control.ErrInvalid, strings.Join(lost, "; ")), Hint: `what is on the drives will be lost if you send {"force":true}`}
+		}
+		o.Force = true // all that is on them is a pool that was never finished
+	}
+	if err := b.drives.reserveAll(ctx, members, key, b.mine); err != nil {
+		return nil, err
+	}
+	a, err := raid.Create(ctx, members, o)
+	if errors.Is(err, layout.ErrGeometry) || errors.Is(err, raid.ErrSize) {
+		err = fmt.Errorf("%w: %w", control.ErrInvalid, err)
+	}
+	return a, err
+}
+
+// notBlank says what would be lost on drives that are to become a new pool. Members of a pool whose making was cut, so
+// that its label never got an epoch, lose nothing.
+func (b *backend) notBlank(ctx context.Context, list []raid.Drive) (lost []string, err error) {
+	s, _ := raid.ReadLabels(ctx, list, raid.UUID{}) // each drive's own error is in it
+	for i, d := range list {
+		var x control.Drive
+		if i >= len(s.Drives) {
+			return nil, fmt.Errorf("%s: its label could not be read", d.Name())
+		}
+		describe(&x, s.Drives[i], raid.Label{}, false, d)
+		switch {
+		case x.Label == control.DriveBlank, x.Member != nil && x.Epoch == 0:
+		case x.Member != nil:
+			lost = append(lost, fmt.Sprintf("%s is member %d of pool %s", d.Name(), *x.Member, x.Pool))
+		case x.Label == control.DriveData:
+			lost = append(lost, fmt.Sprintf("%s holds data without a label", d.Name()))
+		default:
+			return nil, fmt.Errorf("%w: %s: %s", control.ErrInvalid, d.Name(), x.Detail)
+		}
+	}
+	return lost, nil
 }
 
 // Open opens the log and the pool over the array that Claim, Refresh or Form left open, replays, and watches it.
@@ -78,15 +124,15 @@ func (b *backend) Open(ctx context.Context, seen ha.View) error {
 		sources = append(sources, b.mirror)
 		b.log.Info("replaying the partner's log", "lsn", b.mirror.State().Next)
 	}
-	l, err := nvram.Open(ctx, b.region, b.own, nvram.Options{ID: nvram.ID(label.NVRAM), Epoch: label.Epoch, Replicator: b.link.Replicator(), Witness: b, Logger: b.log})
+	l, err := nvram.Open(ctx, b.region, b.own, nvram.Options{ID: nvram.ID(label.NVRAM), Identity: b.conf.identity(), Epoch: label.Epoch, Replicator: b.link.Replicator(), Witness: b, Logger: b.log})
 	if err != nil {
 		if errors.Is(err, nvram.ErrEmpty) || errors.Is(err, nvram.ErrForeign) || errors.Is(err, nvram.ErrStale) || errors.Is(err, nvram.ErrCorrupt) {
-			err = fmt.Errorf("%w: %w", ha.ErrUnfit, err)
+			err = fmt.Errorf("%w: %s: %w", ha.ErrUnfit, b.conf.NVRAM.Path, err)
 		}
 		return err
 	}
 	b.log.Info("opening the pool", "epoch", label.Epoch, "log", l.Stats().Next)
-	p, err := shelf.OpenPool(ctx, a, l, sources, shelf.Options{PoolUUID: label.Pool, Shelf: b.conf.Shelf, Logger: b.log})
+	p, err := shelf.OpenPool(ctx, a, l, sources, shelf.Options{PoolUUID: label.Pool, Shelf: b.conf.Shelf, Maintenance: b.conf.Maintenance.options(), Logger: b.log})
 	if err == nil {
 		if err = l.Settle(ctx); err != nil {
 			p.Abort()
@@ -149,12 +195,19 @@ func (b *backend) Drain(ctx context.Context) error {
 	if p == nil {
 		return errors.New("no pool is open")
 	}
-	if err := p.Drain(ctx); err != nil {
+	// Before the drain, so that nothing works against it and the scrub's position is in what is drained.
+	release, err := p.HoldMaintenance(ctx)
+	if err != nil {
 		return conflict(b.reason(err, a))
 	}
+	if err := p.Drain(ctx); err != nil {
+		release()
+		return conflict(b.reason(err, a))
+	}
+	b.tasks.stop() // before somebody else may write the members
 	b.stopWatch()
 	b.withdraw()
-	err := p.Close(ctx)
+	err = p.Close(ctx)
 	if cerr := l.Close(); err == nil {
 		err = cerr
 	}

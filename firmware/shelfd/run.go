@@ -16,6 +16,7 @@ import (
 	"github.com/ledge-storage/ledge/firmware/ha"
 	"github.com/ledge-storage/ledge/nvram"
 	"github.com/ledge-storage/ledge/nvram/mirror"
+	"github.com/ledge-storage/ledge/nvram/mirror/window"
 	"github.com/ledge-storage/ledge/nvram/region"
 	"github.com/ledge-storage/ledge/raid/drive"
 	"github.com/ledge-storage/ledge/target/iscsi"
@@ -48,6 +49,12 @@ func serve(ctx context.Context, c *Config, out io.Writer) (code int, err error) 
 		return exitRefused, err
 	}
 	defer r.Close()
+	if err := nvram.CheckIdentity(r, c.identity()); err != nil {
+		if !errors.Is(err, nvram.ErrSwapped) {
+			err = fmt.Errorf("%w (shelfd --config FILE --erase-nvram IDENTITY)", err)
+		}
+		return exitRefused, fmt.Errorf("nvram %s: %w", c.NVRAM.Path, err)
+	}
 	own, mirrored := nvram.Areas(r.Size())
 	m, err := nvram.OpenMirror(r, mirrored)
 	if err != nil {
@@ -56,10 +63,14 @@ func serve(ctx context.Context, c *Config, out io.Writer) (code int, err error) 
 	if err := m.Damage(); err != nil {
 		log.Warn("the mirror of the partner's log is damaged; it will be filled again", "err", err)
 	}
-	log.Info("nvram open", "path", c.NVRAM.Path, "bytes", r.Size(), "mirror_complete", m.State().Complete, "mirror_epoch", m.State().Epoch)
+	m.Identify(c.identity())
+	if _, err := nvram.Inspect(r, own); errors.Is(err, nvram.ErrEmpty) && m.State() == (nvram.MirrorState{}) {
+		log.Warn("NVRAM is empty: a new module, or one that lost its content", "path", c.NVRAM.Path)
+	}
+	log.Info("nvram open", "path", c.NVRAM.Path, "medium", r.Medium(), "bytes", r.Size(), "mirror_complete", m.State().Complete, "mirror_epoch", m.State().Epoch)
 
 	self := ha.Controller(c.Controller[0])
-	b := &backend{self: self, began: began, conf: c, log: log, region: r, own: own, mirror: m, gate: ha.NewGate(nil)}
+	b := &backend{self: self, began: began, conf: c, log: log, region: r, own: own, mirror: m, gate: ha.NewGate(nil), tasks: newTasks(log)}
 	b.drives = newDrives(c.Drives, func(path string) (port, error) {
 		return drive.Open(path, drive.Options{Controller: c.Shelf + "." + c.Controller})
 	}, log)
@@ -93,7 +104,12 @@ func serve(ctx context.Context, c *Config, out io.Writer) (code int, err error) 
 	}
 	defer closeAPI()
 
+	watching, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	services.Go(func() { a.hotplug(watching) })
+
 	code = a.driver.Run(ctx)
+	unwatch()
 	// Whatever hangs below (a drive, an initiator), the process ends: a fenced owner must not linger.
 	last := time.AfterFunc(lastLimit, func() {
 		fmt.Fprintln(out, "shelfd: something hangs at the end; leaving it")
@@ -118,8 +134,8 @@ func announce(out io.Writer, log *slog.Logger, c *Config, s ha.State) {
 	}
 }
 
-func openRegion(c *Config) (nvram.Region, error) {
-	r, err := region.Open(c.NVRAM.Path, region.Options{Create: c.NVRAM.Size > 0, Size: c.NVRAM.Size})
+func openRegion(c *Config) (region.Region, error) {
+	r, err := region.Open(c.NVRAM.Path, region.Options{Create: c.NVRAM.Size > 0, Size: c.NVRAM.Size, Kind: c.NVRAM.Kind, TrustPLP: c.NVRAM.TrustPLP})
 	if err != nil {
 		return nil, fmt.Errorf("nvram %s: %w", c.NVRAM.Path, err)
 	}
@@ -130,6 +146,20 @@ func openRegion(c *Config) (nvram.Region, error) {
 	return r, nil
 }
 
+// identity is whose the NVRAM must be.
+func (c *Config) identity() nvram.Identity {
+	return nvram.Identity{Shelf: c.Shelf, Controller: c.Controller[0]}
+}
+
+// eraseNVRAM empties the region, which must be as's.
+func eraseNVRAM(c *Config, as string) error {
+	r, err := openRegion(c)
+	if err != nil {
+		return err
+	}
+	return errors.Join(nvram.Erase(r, as), r.Close())
+}
+
 // linkTo adapts *mirror.Link.
 type linkTo struct{ *mirror.Link }
 
@@ -138,7 +168,19 @@ func (l linkTo) Connected() bool { return l.Peer().Connected }
 // startLink starts the link to the partner; its messages go to the driver and the front.
 func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop func(), err error) {
 	o := mirror.Options{Shelf: c.Shelf, Self: c.Controller[0], Secret: secretKey(c.Secret), Logger: b.log}
-	if c.Mirror.Listen != "" {
+	closeWindow := func() {}
+	if path, ok := strings.CutPrefix(c.Mirror.Listen+c.Mirror.Dial, "window:"); ok {
+		w, err := window.Open(window.Options{Path: path, Side: o.Self})
+		if err != nil {
+			return nil, fmt.Errorf("mirror: %w", err)
+		}
+		closeWindow = func() { w.Close() }
+		if c.Mirror.Listen != "" {
+			o.Listener = w.Listen()
+		} else {
+			o.Dial = w.Dial
+		}
+	} else if c.Mirror.Listen != "" {
 		if o.Listener, err = listen(ctx, c.Mirror.Listen); err != nil {
 			return nil, fmt.Errorf("mirror: %w", err)
 		}
@@ -146,12 +188,19 @@ func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop f
 		network, address := splitAddr(c.Mirror.Dial)
 		o.Dial = func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, network, address) }
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	owner := func() bool { st, _, _ := d.State(); return st.Phase == ha.Owner }
+	pr := newPersist(ctx, b.front.t, func(ctx context.Context, kind string, body []byte) error { return b.link.Send(ctx, kind, body) }, owner, b.log)
+	b.front.forward = pr.forward
 	o.OnControl = func(kind string, body []byte) {
-		if kind == msgLUNs {
+		switch kind {
+		case msgLUNs:
 			b.takeInventory(body, d)
-			return
+		case msgPersist, msgPersisted:
+			pr.take(kind, body)
+		default:
+			d.Message(kind)
 		}
-		d.Message(kind)
 	}
 	hello := make(chan struct{}, 1)
 	o.OnPeer = func(p mirror.Peer) {
@@ -164,11 +213,12 @@ func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop f
 	}
 	l, err := mirror.New(o)
 	if err != nil {
+		cancel()
+		closeWindow()
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	b.link = linkTo{l}
 	// The LUNs are told to each partner that comes; not from its callback, which must not wait for itself.
-	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -189,6 +239,8 @@ func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop f
 		if err := l.Close(); err != nil {
 			b.log.Debug("mirror link", "err", err)
 		}
+		closeWindow()
+		pr.wait()
 	}, nil
 }
 
@@ -210,7 +262,7 @@ func startPortal(ctx context.Context, c *Config, b *backend, wg *sync.WaitGroup)
 	if c.Controller == "B" {
 		tag = 2
 	}
-	s, err := iscsi.NewServer(iscsi.Options{Logger: b.log, PortalGroupTag: tag, RelativePort: tag, Portals: func(string) []string {
+	s, err := iscsi.NewServer(iscsi.Options{Logger: b.log, PortalGroupTag: tag, RelativePort: tag, Auth: c.auth, Spin: time.Duration(c.SpinMicros) * time.Microsecond, Portals: func(string) []string {
 		var all []string
 		for i, name := range []string{"A", "B"} {
 			for _, p := range c.Portals[name] {

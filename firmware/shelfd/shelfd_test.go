@@ -221,6 +221,8 @@ func (p *fakePort) Keys() (all []uint64, holder uint64, err error) {
 	return all, holder, nil
 }
 
+func every(string) bool { return true }
+
 func TestDrives(t *testing.T) {
 	dir := t.TempDir()
 	ports := map[string]*fakePort{}
@@ -255,7 +257,7 @@ func TestDrives(t *testing.T) {
 	key, theirs := keyOf(ha.A, 1), keyOf(ha.B, 1)
 	// All or nothing: the partner holds one.
 	ports["sdc"].held["B"], ports["sdc"].registered["B"] = theirs, theirs
-	if err := d.reserveAll(t.Context(), key, mine); !errors.Is(err, raid.ErrReservation) {
+	if err := d.reserveAll(t.Context(), d.scan(), key, mine); !errors.Is(err, raid.ErrReservation) {
 		t.Fatal(err)
 	}
 	for n, p := range ports {
@@ -264,10 +266,10 @@ func TestDrives(t *testing.T) {
 		}
 	}
 	delete(ports["sdc"].held, "B")
-	if err := d.reserveAll(t.Context(), key, mine); err != nil {
+	if err := d.reserveAll(t.Context(), d.scan(), key, mine); err != nil {
 		t.Fatal(err)
 	}
-	if got := d.holders(t.Context(), confirmLimit); got[key] != 4 || len(got) != 1 {
+	if got := d.holders(t.Context(), confirmLimit, every); got[key] != 4 || len(got) != 1 {
 		t.Fatal(got)
 	}
 	if ports["sdc"].registered["B"] != theirs {
@@ -277,7 +279,7 @@ func TestDrives(t *testing.T) {
 	hang := make(chan struct{})
 	ports["sdb"].hang = hang
 	for range 3 {
-		if got := d.holders(t.Context(), 1); got[key] > 4 {
+		if got := d.holders(t.Context(), 1, every); got[key] > 4 {
 			t.Fatal(got)
 		}
 	}
@@ -287,7 +289,7 @@ func TestDrives(t *testing.T) {
 	if err := d.release(t.Context(), mine); err != nil {
 		t.Fatal(err)
 	}
-	if got := d.holders(t.Context(), confirmLimit); len(got) != 0 {
+	if got := d.holders(t.Context(), confirmLimit, every); got[0] != 4 || len(got) != 1 {
 		t.Fatal(got)
 	}
 	d.close()

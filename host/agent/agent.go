@@ -51,6 +51,7 @@ type Agent struct {
 	failure error
 	engine  Engine // nil unless serving
 	targets map[string]*scsi.Target
+	tokens  *scsi.Tokens // of all volumes, so that a copy by token goes from one to another
 }
 
 // New binds the portal and the API's socket. Nothing else happens before Run.
@@ -61,7 +62,7 @@ func New(cfg Config, opt Options) (_ *Agent, err error) {
 	if opt.CheckInterval == 0 {
 		opt.CheckInterval = 500 * time.Millisecond
 	}
-	a := &Agent{cfg: cfg, opt: opt, log: opt.Logger, open: opt.Open, admin: make(chan struct{}, 1), phase: api.PhaseJoining, since: time.Now(), targets: map[string]*scsi.Target{}}
+	a := &Agent{cfg: cfg, opt: opt, log: opt.Logger, open: opt.Open, admin: make(chan struct{}, 1), phase: api.PhaseJoining, since: time.Now(), targets: map[string]*scsi.Target{}, tokens: scsi.NewTokens(nil)}
 	if a.portal, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("portal: field \"listen\": value %q: %w", cfg.Listen, err)
 	}
@@ -72,7 +73,7 @@ func New(cfg Config, opt Options) (_ *Agent, err error) {
 		a.portal.Close()
 		return nil, fmt.Errorf("API: field \"api\": value %q: %w", cfg.API, err)
 	}
-	a.server, err = iscsi.NewServer(iscsi.Options{Logger: a.log.With("part", "iscsi"), Portals: func(string) []string { return []string{a.cfg.Portal} }})
+	a.server, err = iscsi.NewServer(iscsi.Options{Logger: a.log.With("part", "iscsi"), Auth: cfg.CHAP.Auth, Spin: cfg.Spin, Portals: func(string) []string { return []string{a.cfg.Portal} }})
 	if err != nil {
 		a.portal.Close()
 		a.apiL.Close()

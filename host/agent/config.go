@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -10,8 +11,10 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/target/iscsi"
 )
 
 const (
@@ -37,8 +40,18 @@ const (
 //	  "cache": {"path": "run/cache.img", "size": "4GiB"},   [no cache]
 //	  "journal_bytes": "256MiB", "store_bytes": "64TiB",
 //	  "memory": {"buffer": "64MiB", "map": "1GiB", "index": "64MiB", "lines": "64MiB"},
+//	  "chap": [{"initiator": "iqn…", "volumes": ["db"], "user": "…", "secret": "…",
+//	            "mutual_user": "…", "mutual_secret": "…"}],   who may use the volumes; see CHAP below [everybody]
+//	  "spin_us": 0,                                 look for an initiator's next command this long before sleeping: less
+//	                                                latency for one command at a time, for up to as much of a core [0]
 //	  "log_level": "info"
 //	}
+//
+// CHAP: with entries, an initiator logs in, for discovery too, by the entry with its name, or where none has it, by one
+// without "initiator", and to the "volumes" of the entry [all]; everybody else is refused. A secret has 12 to 128 bytes
+// (RFC 7143 9.2.1); "secret_file" and "mutual_secret_file" name files in its place. Neither those files nor a
+// configuration with entries may be open to everybody. The target proves itself where the initiator asks and
+// the entry has mutual_user and its secret.
 type Config struct {
 	Name, Initiator          string
 	ShelfAPIs                []string
@@ -50,6 +63,8 @@ type Config struct {
 	JournalBytes, StoreBytes int64
 	BufferBytes, MapBytes    int64 // zero: the store's own
 	IndexBytes, LineBytes    int64
+	CHAP                     iscsi.Users
+	Spin                     time.Duration
 	LogLevel                 slog.Level
 }
 
@@ -58,18 +73,28 @@ var ErrConfig = errors.New("bad configuration")
 
 // LoadConfig reads a file.
 func LoadConfig(path string) (Config, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	if info.Size() > maxConfigBytes {
 		return Config{}, fmt.Errorf("%w: %s has %d bytes; at most %d are read", ErrConfig, path, info.Size(), maxConfigBytes)
 	}
-	b, err := os.ReadFile(path)
+	b, err := io.ReadAll(f)
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	c, err := ParseConfig(b)
+	if err == nil && len(c.CHAP) > 0 {
+		if err := iscsi.CheckPrivate(f); err != nil {
+			return Config{}, fmt.Errorf("%w: field \"chap\": %w", ErrConfig, err)
+		}
+	}
 	if err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
 	}
@@ -123,6 +148,10 @@ func ParseConfig(b []byte) (Config, error) {
 		s.size("lines", &c.LineBytes, 4*mib, 64*gib, 4*kib)
 		s.end()
 	}
+	c.CHAP = o.users("chap")
+	micros := int64(0)
+	o.number("spin_us", &micros, 0, iscsi.MaxSpin.Microseconds(), "microseconds")
+	c.Spin = time.Duration(micros) * time.Microsecond
 	level := "info"
 	o.text("log_level", &level, "debug, info, warn or error", func(v string) bool { _, ok := levels[v]; return ok })
 	c.LogLevel = levels[level]

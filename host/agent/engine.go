@@ -5,6 +5,7 @@ import (
 
 	"github.com/ledge-storage/ledge/host/api"
 	"github.com/ledge-storage/ledge/target"
+	"github.com/ledge-storage/ledge/target/scsi"
 )
 
 // VolumeInfo is a volume as the engine knows it.
@@ -33,6 +34,8 @@ type Engine interface {
 	Volumes() []VolumeInfo
 	// Device is the volume as the target engine serves it; it stays valid through a resize.
 	Device(name string) (target.Device, error)
+	// Reservations is where the persistent reservations of the volume's initiators are kept; nil: nowhere.
+	Reservations(name string) (scsi.ReservationStore, error)
 	Stats() EngineStats
 	// Err is why the engine stopped for good; nil while it works.
 	Err() error

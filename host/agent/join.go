@@ -69,6 +69,9 @@ func checkGrant(g api.Grant) error {
 	if !initiatorName.MatchString(g.Target) || !initiatorName.MatchString(g.Initiator) || g.JournalLUN > maxLUN || g.StoreLUN > maxLUN || g.JournalLUN == g.StoreLUN || len(g.Portals) == 0 || len(g.Portals) > maxPortals {
 		return fmt.Errorf("the shelf grants what cannot be used: %+v", g)
 	}
+	if c := g.CHAP; c != nil && (c.User == "" || c.Secret == "" || c.TargetSecret == "" || c.Secret == c.TargetSecret) {
+		return errors.New("the shelf grants CHAP secrets that cannot be used")
+	}
 	for _, p := range g.Portals {
 		if _, _, err := net.SplitHostPort(p); err != nil {
 			return fmt.Errorf("the shelf grants portal %q: %w", p, err)

@@ -16,13 +16,18 @@ import (
 // "field: value: what is allowed", all of it, so that a file is mended in one go.
 type object struct {
 	path   string // "" or "shelf."
+	hidden bool   // its values are secrets: errors do not show them
 	fields map[string]json.RawMessage
 	known  []string
 	errs   *[]error
 }
 
 func parseObject(b []byte, path string, errs *[]error) *object {
-	o := &object{path: path, fields: map[string]json.RawMessage{}, errs: errs}
+	return (&object{path: path, errs: errs}).parse(b)
+}
+
+func (o *object) parse(b []byte) *object {
+	o.fields = map[string]json.RawMessage{}
 	d := json.NewDecoder(bytes.NewReader(b))
 	t, err := d.Token()
 	if err != nil || t != json.Delim('{') {
@@ -53,6 +58,9 @@ func (o *object) fail(field string, value []byte, want string) {
 		name = "the whole file"
 	}
 	v := string(bytes.TrimSpace(value))
+	if o.hidden {
+		v = "not shown"
+	}
 	if len(v) > 80 {
 		v = v[:80] + "…"
 	}
@@ -107,6 +115,20 @@ func (o *object) size(field string, p *int64, lo, hi, step int64) {
 	n, err := api.ParseSize(s)
 	if err != nil || n < lo || n > hi || n%step != 0 {
 		o.fail(field, v, want)
+		return
+	}
+	*p = n
+}
+
+// number reads a whole number; want says of what.
+func (o *object) number(field string, p *int64, lo, hi int64, want string) {
+	v, ok := o.take(field)
+	if !ok {
+		return
+	}
+	var n int64
+	if json.Unmarshal(v, &n) != nil || string(v) == "null" || n < lo || n > hi {
+		o.fail(field, v, fmt.Sprintf("%d to %d %s", lo, hi, want))
 		return
 	}
 	*p = n

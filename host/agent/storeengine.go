@@ -9,9 +9,11 @@ import (
 	"github.com/ledge-storage/ledge/host/api"
 	"github.com/ledge-storage/ledge/host/cache"
 	"github.com/ledge-storage/ledge/host/initiator"
+	"github.com/ledge-storage/ledge/host/initiator/iscsi"
 	"github.com/ledge-storage/ledge/host/store"
 	"github.com/ledge-storage/ledge/host/volume"
 	"github.com/ledge-storage/ledge/target"
+	"github.com/ledge-storage/ledge/target/scsi"
 )
 
 // storeEngine is the real engine: two multipath devices, the store on them, the flash cache before it.
@@ -20,6 +22,7 @@ type storeEngine struct {
 	journal, segments *initiator.Device
 	cache             *cache.Cache // nil: none
 	st                *store.Store
+	reservations      *volume.Reservations
 }
 
 // OpenStore opens the store on the LUNs that the shelf grants.
@@ -53,11 +56,20 @@ func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (
 	if e.st, err = store.Open(ctx, opt); err != nil {
 		return nil, err
 	}
+	if e.reservations, err = volume.OpenReservations(ctx, e.st); err != nil {
+		end, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		return nil, errors.Join(err, e.st.Close(end))
+	}
 	return e, nil
 }
 
 func (e *storeEngine) device(ctx context.Context, g api.Grant, lun uint32, log *slog.Logger) (*initiator.Device, error) {
-	return initiator.Open(ctx, initiator.Config{Portals: g.Portals, Target: g.Target, LUN: uint16(lun), Initiator: g.Initiator, Logger: log})
+	c := initiator.Config{Portals: g.Portals, Target: g.Target, LUN: uint16(lun), Initiator: g.Initiator, Logger: log}
+	if s := g.CHAP; s != nil {
+		c.CHAP = &iscsi.CHAP{User: s.User, Secret: s.Secret, TargetUser: s.TargetUser, TargetSecret: s.TargetSecret}
+	}
+	return initiator.Open(ctx, c)
 }
 
 // closeDevices ends what was opened, in the reverse order.
@@ -83,7 +95,22 @@ func (e *storeEngine) ResizeVolume(ctx context.Context, name string, bytes int64
 }
 
 func (e *storeEngine) DeleteVolume(ctx context.Context, name string) error {
-	return e.st.DeleteVolume(ctx, name)
+	v, err := e.st.Volume(name)
+	if err != nil {
+		return err
+	}
+	if err := e.st.DeleteVolume(ctx, name); err != nil {
+		return err
+	}
+	return e.reservations.Forget(ctx, v.UUID())
+}
+
+func (e *storeEngine) Reservations(name string) (scsi.ReservationStore, error) {
+	v, err := e.st.Volume(name)
+	if err != nil {
+		return nil, err
+	}
+	return e.reservations.Of(v.UUID()), nil
 }
 
 func (e *storeEngine) Device(name string) (target.Device, error) {
@@ -93,6 +120,9 @@ func (e *storeEngine) Device(name string) (target.Device, error) {
 func (e *storeEngine) Volumes() (out []VolumeInfo) {
 	c := e.cacheFigures()
 	for _, v := range e.st.Volumes() {
+		if v.Name == volume.SystemVolume {
+			continue
+		}
 		out = append(out, VolumeInfo{Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Cache: c, Figures: api.Figures{
 			LogicalBytes: v.LogicalBytes, UniqueBytes: v.UniqueBytes, StoredBytes: v.StoredBytes, PendingBytes: v.PendingBytes,
 			DedupRatio: ratio(v.LogicalBytes, v.UniqueBytes), CompressionRatio: ratio(v.UniqueBytes, v.StoredBytes),

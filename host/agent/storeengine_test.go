@@ -26,7 +26,10 @@ import (
 func standIn(t *testing.T) (address string) {
 	t.Helper()
 	const name = "iqn.2026-11.io.ledge:shelf.test"
-	srv, err := iscsi.NewServer(iscsi.Options{})
+	// Who uses a claim's name proves that he has its secret, and the target proves itself.
+	srv, err := iscsi.NewServer(iscsi.Options{Auth: func(initiator, _ string) *iscsi.CHAP {
+		return &iscsi.CHAP{User: "u", Secret: "secret of " + initiator, MutualUser: "t", MutualSecret: "target's of " + initiator}
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +61,8 @@ func standIn(t *testing.T) (address string) {
 				t.Error(err)
 			}
 		}
-		json.NewEncoder(w).Encode(api.Grant{Initiator: mine, Target: name, Portals: []string{l.Addr().String()}, JournalLUN: 5, StoreLUN: 6})
+		json.NewEncoder(w).Encode(api.Grant{Initiator: mine, Target: name, Portals: []string{l.Addr().String()}, JournalLUN: 5, StoreLUN: 6,
+			CHAP: &api.CHAP{User: "u", Secret: "secret of " + mine, TargetUser: "t", TargetSecret: "target's of " + mine}})
 	}))
 	t.Cleanup(func() { web.Close(); srv.Close(); <-done })
 	return web.URL

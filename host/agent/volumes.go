@@ -120,8 +120,12 @@ func (a *Agent) export(e Engine, name string) (*scsi.Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := scsi.NewTarget(IQN(name), scsi.Options{})
-	if err := t.Attach(volumeLUN, dev, scsi.UnitOptions{}); err != nil {
+	reservations, err := e.Reservations(name)
+	if err != nil {
+		return nil, err
+	}
+	t := scsi.NewTarget(IQN(name), scsi.Options{Tokens: a.tokens})
+	if err := t.Attach(volumeLUN, dev, scsi.UnitOptions{Reservations: reservations}); err != nil {
 		return nil, err
 	}
 	return t, a.server.AddTarget(t)

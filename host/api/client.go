@@ -25,6 +25,8 @@ type Error struct {
 	Status  int    `json:"-"`
 	Message string `json:"error"`
 	Hint    string `json:"hint,omitempty"`
+	// Owner is the controller of a shelf to ask instead; "" where the one that answered is the right one.
+	Owner string `json:"owner,omitempty"`
 }
 
 func (e *Error) Error() string { return e.Message }

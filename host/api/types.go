@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"fmt"
+	"log/slog"
+	"time"
+)
 
 // Phases of an agent, in their order. It goes back to joining when the store has to be opened anew.
 const (
@@ -93,7 +97,23 @@ type Grant struct {
 	StoreLUN   uint32   `json:"store_lun"`
 	// CapacityBytes bounds what the store takes of the pool; zero: not known.
 	CapacityBytes int64 `json:"capacity_bytes"`
+	// CHAP are the claim's secrets.
+	CHAP *CHAP `json:"chap,omitempty"`
 }
+
+// CHAP is a pair of secrets (RFC 7143 12.1.3): the initiator's and the target's. It is never printed.
+type CHAP struct {
+	User         string `json:"user"`
+	Secret       string `json:"secret"`
+	TargetUser   string `json:"target_user"`
+	TargetSecret string `json:"target_secret"`
+}
+
+// Format keeps the secrets out of logs and errors, whatever the verb.
+func (c CHAP) Format(f fmt.State, _ rune) { fmt.Fprint(f, "(CHAP secrets)") }
+
+// LogValue does the same for package slog.
+func (c CHAP) LogValue() slog.Value { return slog.StringValue("(CHAP secrets)") }
 
 // Shelf is one controller's status.
 type Shelf struct {

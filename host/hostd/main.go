@@ -40,9 +40,10 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("hostd", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	path := flags.String("config", "", "configuration `file` (JSON; the fields are described in host/agent/config.go)")
-	check := flags.Bool("check", false, "check the configuration and end")
-	showVersion := flags.Bool("version", false, "print the version and end")
+	flags.Usage = func() { io.WriteString(stderr, usage) }
+	path := flags.String("config", "", "")
+	check := flags.Bool("check", false, "")
+	showVersion := flags.Bool("version", false, "")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return exitClean
 	} else if err != nil {

@@ -334,17 +334,18 @@ func TestResetBeforeOtherPortal(t *testing.T) {
 func TestCancel(t *testing.T) {
 	s := shelf(t, 16)
 	block := make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	s.Before(func(_ int, cdb []byte) *faketarget.Answer {
 		if cdb[0] == opRead16 {
+			cancel() // it has come: there is something to abort
 			<-block
 			return &faketarget.Answer{Silent: true}
 		}
 		return nil
 	})
 	d := open(t, s)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-	defer cancel()
-	if err := d.ReadAt(ctx, make([]byte, 4096), 0); !errors.Is(err, context.DeadlineExceeded) {
+	if err := d.ReadAt(ctx, make([]byte, 4096), 0); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
 	}
 	close(block)
@@ -370,17 +371,19 @@ func TestGrow(t *testing.T) {
 func TestOpenFails(t *testing.T) {
 	s := shelf(t, 16)
 	s.SetState(0, target.Standby)
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-	defer cancel()
-	_, err := Open(ctx, Config{Portals: s.Portals(), Target: faketarget.Target, LUN: faketarget.LUN, Initiator: "iqn.2026-11.test:host"})
-	if !errors.Is(err, context.DeadlineExceeded) || !bytes.Contains([]byte(err.Error()), []byte("standby")) {
-		t.Fatalf("got %v", err)
-	}
-	ctx, cancel = context.WithTimeout(context.Background(), 100*time.Millisecond)
-	defer cancel()
-	_, err = Open(ctx, Config{Portals: s.Portals(), Target: faketarget.Target, LUN: 9, Initiator: "iqn.2026-11.test:host"})
-	if err == nil || !bytes.Contains([]byte(err.Error()), []byte(ErrNoLUN.Error())) {
-		t.Fatalf("got %v", err)
+	for lun, why := range map[uint16]string{faketarget.LUN: "standby", 9: ErrNoLUN.Error()} {
+		// On a busy machine it takes more than a moment to hear why.
+		for limit := 100 * time.Millisecond; ; limit *= 4 {
+			ctx, cancel := context.WithTimeout(context.Background(), limit)
+			_, err := Open(ctx, Config{Portals: s.Portals(), Target: faketarget.Target, LUN: lun, Initiator: "iqn.2026-11.test:host"})
+			cancel()
+			if errors.Is(err, context.DeadlineExceeded) && bytes.Contains([]byte(err.Error()), []byte(why)) {
+				break
+			}
+			if err == nil || limit > time.Minute {
+				t.Fatalf("LUN %d: got %v", lun, err)
+			}
+		}
 	}
 	if _, err := Open(context.Background(), Config{Portals: []string{"nowhere"}, Target: faketarget.Target, Initiator: "iqn.2026-11.test:host"}); !errors.Is(err, ErrConfig) {
 		t.Fatalf("got %v", err)

@@ -1,12 +1,19 @@
 // Command ledge is the operator's tool: the shelf's controllers, the host's agent and its volumes.
 //
 //	ledge shelf  init | status | takeover
+//	ledge pool   show | create | set | drain | give-up
+//	ledge array  show | scrub | rate | grow
+//	ledge drive  list | rescan | fail | replace | readd | wipe
+//	ledge lun    list | show | create | resize | rename | delete
 //	ledge volume create | list | show | resize | delete
 //	ledge host   status
 //
 // It finds the agent's socket by --socket, $LEDGE_SOCKET, $LEDGE_RUN/hostd.sock, ./run/hostd.sock,
 // ./run-local/hostd.sock and /run/ledge/hostd.sock, in this order; and the shelf's addresses likewise in
 // shelf.json of those directories: {"apis": {"A": URL, "B": URL}, "token": "…"}.
+//
+// What cannot be undone is confirmed: by --yes, or by typing the name again where a terminal asks. What would lose
+// data or the last redundancy is refused without --force, and what would lose living members' data always.
 //
 // Exit codes: 0 done, 1 the operation failed or was refused, 2 wrong usage.
 package main
@@ -19,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/ledge-storage/ledge/host/api"
 	"github.com/spf13/cobra"
@@ -35,6 +43,8 @@ const (
 
 // usageError is a command line that can never work.
 type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
@@ -55,7 +65,15 @@ func main() {
 
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	t := &tool{out: stdout}
+	t := &tool{out: stdout, in: os.Stdin, pause: time.Second}
+	if f, ok := stdout.(*os.File); ok {
+		t.screen = isTerminal(f)
+		t.tty = isTerminal(os.Stdin)
+	}
+	return t.run(ctx, args, stdout, stderr)
+}
+
+func (t *tool) run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := t.root()
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -106,6 +124,10 @@ type tool struct {
 	socket string
 	shelf  string
 	json   bool
+
+	in          io.Reader
+	tty, screen bool          // a person types; a person looks
+	pause       time.Duration // between two looks at what goes on
 }
 
 func (t *tool) root() *cobra.Command {
@@ -116,14 +138,18 @@ func (t *tool) root() *cobra.Command {
   ledge volume create db 16GiB       # a thin volume, at once visible to initiators
   ledge volume show db --json        # figures for programs
   ledge shelf status                 # both controllers
-  ledge shelf takeover B             # make controller B the owner`,
+  ledge shelf takeover B             # make controller B the owner
+  ledge pool show                    # space, log, state and why
+  ledge array show --watch           # a picture of the drives and what is being rebuilt
+  ledge drive replace 3 --with /dev/sdm --wait
+  ledge lun create esx1 500GiB       # a LUN of the shelf itself, without an agent`,
 		Version: version, SilenceUsage: true, SilenceErrors: true,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&t.socket, "socket", "", "the agent's socket (default: what 'make run' started)")
 	f.StringVar(&t.shelf, "shelf", "", "file with the addresses of the shelf's APIs (default: shelf.json of 'make run')")
 	f.BoolVar(&t.json, "json", false, "print JSON, for programs")
-	root.AddCommand(t.hostCommand(), t.volumeCommand(), t.shelfCommand())
+	root.AddCommand(t.hostCommand(), t.volumeCommand(), t.shelfCommand(), t.poolCommand(), t.arrayCommand(), t.driveCommand(), t.lunCommand())
 	return root
 }
 
@@ -131,9 +157,9 @@ func (t *tool) root() *cobra.Command {
 func group(use, short string, sub ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usagef("no command %q under 'ledge %s'", args[0], use)
+			return usagef("no command %q under '%s'", args[0], cmd.CommandPath())
 		}
-		return usagef("'ledge %s' needs a command", use)
+		return usagef("'%s' needs a command", cmd.CommandPath())
 	}, RunE: func(*cobra.Command, []string) error { return nil }}
 	c.AddCommand(sub...)
 	return c

@@ -39,18 +39,8 @@ func (t *tool) ask(cmd *cobra.Command) (list []controllerStatus, ctl []controlle
 	var wg sync.WaitGroup
 	for i, c := range ctl {
 		wg.Go(func() {
-			list[i] = controllerStatus{Controller: c.Name, Address: c.Address}
-			var st api.Shelf
-			err := c.client.Do(ctx, http.MethodGet, "/v1/status", nil, &st)
+			list[i] = status(ctx, c)
 			c.client.Close()
-			switch {
-			case errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil && err != nil:
-				list[i].Error = fmt.Sprintf("no answer within %s: it hangs, or its machine is very busy", askTimeout)
-			case err != nil:
-				list[i].Error = err.Error()
-			default:
-				list[i].Status = &st
-			}
 		})
 	}
 	wg.Wait()

@@ -25,6 +25,7 @@ const (
 	itemSegment = 4 // number, slots, bytes, shares: count, (volume, slots, bytes)…
 	itemFree    = 5 // number of a segment to unmap
 	itemEnd     = 6
+	itemShared  = 7 // since version 2: volume, volume before it, first page, pages: those of the two are the same
 )
 
 // checkpointCall is a wanted checkpoint; err is set before it is wanted no more.
@@ -213,9 +214,9 @@ func (st *Store) free(ctx context.Context, numbers []uint32) error {
 	return nil
 }
 
-// encodeState writes all items. Only the packer changes what they hold; requests make empty
-// pages, so each volume's node is read with mu held.
+// encodeState writes all items. Only the packer changes what they hold. A page that several maps share is written once.
 func (st *Store) encodeState(w *checkpointWriter, free []uint32) error {
+	st.pass++
 	st.mu.RLock()
 	head := []byte{itemHead}
 	for _, x := range []uint64{uint64(st.nextVol), uint64(st.lastSegment), st.packed.seq, st.packed.unit} {
@@ -277,17 +278,28 @@ func (st *Store) encodeVolume(w *checkpointWriter, id uint32) error {
 	if err := w.add(item); err != nil {
 		return err
 	}
-	var pages [][]byte
+	var items [][]byte
+	var run sharedRun
 	for i := range nodes {
-		pages = pages[:0]
+		items = items[:0]
 		st.mu.RLock()
 		v.m.eachOf(i, func(first uint64, p *page) {
-			if *p != (page{}) {
-				pages = append(pages, encodePage(id, first/pageEntries, p))
+			number := first / pageEntries
+			if p.pass == st.pass {
+				if !run.extend(p.vol, number) {
+					items = run.flush(items, id)
+					run = sharedRun{of: p.vol, first: number, n: 1}
+				}
+				return
 			}
+			p.pass, p.vol = st.pass, id
+			items = append(items, encodePage(id, number, p))
 		})
 		st.mu.RUnlock()
-		for _, p := range pages {
+		if i == nodes-1 {
+			items = run.flush(items, id)
+		}
+		for _, p := range items {
 			if err := w.add(p); err != nil {
 				return err
 			}
@@ -296,7 +308,35 @@ func (st *Store) encodeVolume(w *checkpointWriter, id uint32) error {
 	return nil
 }
 
-func encodePage(vol uint32, number uint64, p *page) []byte {
+// sharedRun is pages, one behind the other, that were written with another volume.
+type sharedRun struct {
+	of       uint32
+	first, n uint64
+}
+
+func (r *sharedRun) extend(of uint32, number uint64) bool {
+	if r.n == 0 || r.of != of || r.first+r.n != number {
+		return false
+	}
+	r.n++
+	return true
+}
+
+// flush appends the run's item.
+func (r *sharedRun) flush(items [][]byte, id uint32) [][]byte {
+	if r.n == 0 {
+		return items
+	}
+	p := binary.AppendUvarint([]byte{itemShared}, uint64(id))
+	p = binary.AppendUvarint(p, uint64(r.of))
+	p = binary.AppendUvarint(p, r.first)
+	p = binary.AppendUvarint(p, r.n)
+	*r = sharedRun{}
+	return append(items, p)
+}
+
+func encodePage(vol uint32, number uint64, pg *page) []byte {
+	p := &pg.at
 	b := binary.AppendUvarint([]byte{itemPage}, uint64(vol))
 	b = binary.AppendUvarint(b, number)
 	for i := 0; i < pageEntries; {
@@ -353,16 +393,26 @@ func (s *state) decodeItems(p []byte) error {
 				d.bad = true
 				break
 			}
-			v.id, v.created, v.dirty = id, true, map[uint64]*pending{}
+			v.id, v.created, v.dirty, v.promised = id, true, map[uint64]*pending{}, map[uint64]int{}
 			s.volumes[id] = &v
 		case itemPage:
 			v := s.volumes[uint32(d.limited(1<<32-1))]
-			number := d.limited(MaxVolume/BlockBytes/pageEntries - 1)
+			number := d.limited(maxPages - 1)
 			if v == nil || d.bad {
 				d.bad = true
 				break
 			}
-			decodePage(&d, v, number)
+			p := decodePage(&d)
+			d.bad = d.bad || !v.m.put(number, p)
+		case itemShared:
+			v, of := s.volumes[uint32(d.limited(1<<32-1))], s.volumes[uint32(d.limited(1<<32-1))]
+			first := d.limited(maxPages - 1)
+			n := d.limited(maxPages - first)
+			d.bad = d.bad || v == nil || of == nil || v == of
+			for i := first; !d.bad && i < first+n; i++ {
+				p := of.m.page(i * pageEntries)
+				d.bad = p == nil || !v.m.put(i, p)
+			}
 		case itemSegment:
 			n := uint32(d.limited(maxSegments - 1))
 			g := &segment{slots: uint32(d.limited(maxSlots)), bytes: uint32(d.limited(SegmentBytes))}
@@ -388,14 +438,17 @@ func (s *state) decodeItems(p []byte) error {
 	return nil
 }
 
-func decodePage(d *decoder, v *Volume, number uint64) {
-	lba := number * pageEntries
+// maxPages is how many pages the map of a volume can have.
+const maxPages = MaxVolume / BlockBytes / pageEntries
+
+func decodePage(d *decoder) *page {
+	p := new(page)
 	for i := uint64(0); i < pageEntries && !d.bad; {
 		run := d.limited(2*pageEntries + 1)
 		n := run >> 1
 		if n == 0 || n > pageEntries-i {
 			d.bad = true
-			return
+			break
 		}
 		if run&1 != 0 {
 			seg, off := d.limited(maxSegments-1), d.limited(SegmentBytes-1)
@@ -403,12 +456,13 @@ func decodePage(d *decoder, v *Volume, number uint64) {
 				length := d.limited(blockHeader + BlockBytes)
 				l := makeLoc(uint32(seg), int(off), int(length))
 				if d.bad = d.bad || off >= SegmentBytes || !l.valid(); d.bad {
-					return
+					break
 				}
-				v.m.set(lba+k, l)
+				p.at[k] = l
 				off += length
 			}
 		}
 		i += n
 	}
+	return p
 }

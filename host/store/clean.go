@@ -23,6 +23,11 @@ const (
 
 // maintain is called by the packer after each step.
 func (st *Store) maintain(ctx context.Context) error {
+	st.mu.Lock()
+	if len(st.dying) > 0 && !st.discardSome() {
+		st.notify()
+	}
+	st.mu.Unlock()
 	st.mu.RLock()
 	due := st.opt.CheckpointSegments
 	if due == 0 {
@@ -150,9 +155,10 @@ func (st *Store) clean(ctx context.Context, victims []uint32) error {
 }
 
 // references looks through all maps for blocks in the segments of set, and returns them as they
-// lie in the segments.
+// lie in the segments. A page that several maps share is looked through once: a move is for all of them.
 func (st *Store) references(set map[uint32]bool) []reference {
 	var refs []reference
+	st.pass++
 	st.mu.RLock()
 	volumes := make([]*Volume, 0, len(st.volumes))
 	for _, v := range st.volumes {
@@ -166,7 +172,11 @@ func (st *Store) references(set map[uint32]bool) []reference {
 		for i := range nodes {
 			st.mu.RLock()
 			v.m.eachOf(i, func(first uint64, p *page) {
-				for k, l := range p {
+				if p.pass == st.pass {
+					return
+				}
+				p.pass = st.pass
+				for k, l := range p.at {
 					if l != 0 && set[l.segment()] {
 						refs = append(refs, reference{v, first + uint64(k), l})
 					}
@@ -229,7 +239,7 @@ func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]dedup.F
 		st.mu.Lock()
 		st.open.log.move(r.v.id, r.lba, r.at, to)
 		st.charge(st.open.info, r.v, costMove, 0)
-		st.point(r.v, r.lba, to)
+		r.v.m.move(&st.maps, r.lba, r.at, to)
 		st.mu.Unlock()
 	}
 	return nil

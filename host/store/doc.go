@@ -12,19 +12,24 @@
 //
 // write.go tells the path of a write up to its acknowledgement, pack.go how it gets into segments
 // and the map, seal.go how segments become durable and the journal is released, read.go the path
-// of a read, checkpoint.go, recover.go and clean.go the rest of a block's life.
+// of a read, checkpoint.go, recover.go and clean.go the rest of a block's life; snapshot.go tells of snapshots and
+// clones, map.go of the map that they share.
 //
 // # Limits
 //
-// Volumes: 1024 of 256 TiB. Memory, besides the options' bounds: 8 MiB for each of at most three
+// Volumes: 1024 of 256 TiB, and 65,536 snapshots. Memory, besides the options' bounds: 8 MiB for each of at most three
 // segments that are open or being written, 128 bytes for each pending block, and up to twice
-// RecordBytes for each of four records on their way. Map: 8 bytes a block in pages of 512; when
-// MapBytes is reached, writes that need another page get target.ErrNoSpace. Index: 8 bytes for each
+// RecordBytes for each of four records on their way. Map: 8 bytes a block in pages of 512, shared by
+// snapshots and clones until one of them is written there; when
+// MapBytes is reached, writes that need another page get target.ErrNoSpace (zeroing part of a shared page takes one
+// in any case: to free must not fail). Index: 8 bytes for each
 // stored block; beyond IndexBytes it forgets. Segment numbers: 2^28, or what the segment LUN holds.
 //
 // # Formats
 //
-// Little endian; crc is CRC-32C (Castagnoli); LUN blocks are 4 KiB; version 1 of all.
+// Little endian; crc is CRC-32C (Castagnoli); LUN blocks are 4 KiB. Version 2, which added snapshots and clones: kinds 6 to
+// 8 of a record, 8 to 10 of a segment's log, 7 of a checkpoint, and the end of a description. Stores of version 1 are read,
+// and are of version 2 from then on.
 //
 //	superblock, 4 KiB, at 0 and at 4096 of the journal LUN
 //	  0  8 "LEDGESB1"                         88  8 start of the journal in the ring, bytes
@@ -43,10 +48,13 @@
 //	 16 16 UUID of the store                   4 4 volume
 //	 32  8 epoch                               8 8 first block; resize: bytes
 //	 40  8 seq                                16 8 blocks
-//	 48  4 entries; 0: a pad                 payload: from the next 4 KiB boundary on, in the entries'
-//	 52  4 zero                                order: write: the blocks; create: one block:
-//	 56  8 bytes to the next record            UUID (16), bytes (8), length of the name (2), name
-//	 64    entries, 24 bytes each
+//	 48  4 entries; 0: a pad                   6 copy, 7 roll back: first block is the other volume; 8 describe
+//	 52  4 zero                              payload: from the next 4 KiB boundary on, in the entries'
+//	 56  8 bytes to the next record            order: write: the blocks; create, copy, describe: one block, a
+//	 64    entries, 24 bytes each              description, then zeros
+//
+//	description: UUID (16), bytes (8), length of the name (2), name; of snapshots and clones also: 1 for a snapshot or
+//	0 (1), volume that it is of or snapshot that the clone is of (4), nanoseconds since 1970 (8), group (16)
 //
 //	segment, 8 MiB: stored blocks from its start, slots and log just before the trailer, the trailer
 //	last. Stripes of 1 MiB without anything in them are not written.
@@ -77,6 +85,12 @@
 // written in segments, so that it costs at most an eighth. In between, the logs of segments carry
 // every change, and the journal is released without a checkpoint. What it costs is memory for the whole
 // map, and a pause of the packer (not of requests) while a large map is encoded.
+//
+// 2026-11-26. A snapshot is a volume that nobody writes, made by an entry of the log that says "a copy of that one, here";
+// a clone is the same without "nobody writes". Requests to a copy wait until the packer has come to the entry. The
+// other way, to pack everything first and then copy the map, makes taking one as slow as the backlog, and a group of
+// volumes needs all of them stopped. Moving a block changes the shared page in place, for all who have it, so cleaning
+// costs the same with a thousand snapshots.
 //
 // 2026-11-22. "Runs kept together" (a lone duplicate in a unique run is stored again) is not done:
 // it trades space, and nothing has measured yet what the seek costs behind a flash cache.

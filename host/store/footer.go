@@ -107,15 +107,19 @@ const (
 	logCreate = 4 // vol n description
 	logDelete = 5 // vol
 	logResize = 6 // vol bytes
-	logMove   = 7 // vol lba from to (8 bytes each): only if the block is still stored at from
+	logMove   = 7 // vol lba from to (8 bytes each): only if the block is still stored at from; for all that share the page
+	// Since version 2:
+	logCopy     = 8  // vol source n description: vol is as source is here
+	logRollback = 9  // vol source: vol becomes as source is
+	logDescribe = 10 // vol n description, but for its size
 )
 
 // change is one decoded entry of a segment's log.
 type change struct {
 	kind     uint8
 	vol      uint32
-	lba, n   uint64
-	places   []loc // logStore, logRef: n of them; logMove: from, to
+	lba, n   uint64 // logCopy, logRollback: n is the source
+	places   []loc  // logStore, logRef: n of them; logMove: from, to
 	describe []byte
 }
 
@@ -196,10 +200,14 @@ func (w *logWriter) flush() {
 		w.p = binary.AppendUvarint(w.p, c.lba)
 		w.p = le.AppendUint64(w.p, uint64(c.places[0]))
 		w.p = le.AppendUint64(w.p, uint64(c.places[1]))
-	case logCreate:
+	case logCreate, logDescribe:
 		w.p = binary.AppendUvarint(w.p, uint64(len(c.describe)))
 		w.p = append(w.p, c.describe...)
-	case logResize:
+	case logCopy:
+		w.p = binary.AppendUvarint(w.p, c.n)
+		w.p = binary.AppendUvarint(w.p, uint64(len(c.describe)))
+		w.p = append(w.p, c.describe...)
+	case logResize, logRollback:
 		w.p = binary.AppendUvarint(w.p, c.n)
 	}
 	c.kind, w.size = 0, 0
@@ -248,8 +256,15 @@ func decodeLog(segment uint32, slots []slot, p []byte, f func(*change) error) er
 			if next < len(slots) && c.places[1] == makeLoc(segment, int(slots[next].off), int(slots[next].len)) {
 				next++
 			}
-		case logCreate:
+		case logCreate, logDescribe:
 			c.describe = d.bytes(d.limited(BlockBytes))
+		case logCopy:
+			c.n = d.limited(1<<32 - 1)
+			c.describe = d.bytes(d.limited(BlockBytes))
+			d.bad = d.bad || c.n == 0 || c.n == uint64(c.vol)
+		case logRollback:
+			c.n = d.limited(1<<32 - 1)
+			d.bad = d.bad || c.n == 0 || c.n == uint64(c.vol)
 		case logResize:
 			c.n = d.limited(MaxVolume)
 			d.bad = d.bad || c.n%BlockBytes != 0

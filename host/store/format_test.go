@@ -80,7 +80,7 @@ func sampleItems() []byte {
 	p = append(p, itemVolume, 7, byte(len(v.describe())))
 	p = append(p, v.describe()...)
 	var pg page
-	pg[3], pg[4], pg[5] = makeLoc(2, 100, 50), makeLoc(2, 150, 60), makeLoc(3, 0, 4101)
+	pg.at[3], pg.at[4], pg.at[5] = makeLoc(2, 100, 50), makeLoc(2, 150, 60), makeLoc(3, 0, 4101)
 	p = append(p, encodePage(7, 2, &pg)...)
 	p = append(p, encodeSegmentItem(2, &segment{slots: 10, bytes: 5000, shares: []share{{7, 10, 4000}}})...)
 	return append(p, itemFree, 1, itemEnd)
@@ -88,8 +88,13 @@ func sampleItems() []byte {
 
 func TestGolden(t *testing.T) {
 	s := sampleSuper()
-	if got, err := decodeSuperblock(golden(t, "superblock.golden", s.encode())); err != nil || got != s {
+	if got, err := decodeSuperblock(golden(t, "superblock2.golden", s.encode())); err != nil || got != s {
 		t.Errorf("%+v %v", got, err)
+	}
+	one, err := os.ReadFile("testdata/superblock.golden") // of version 1
+	must(t, err)
+	if got, err := decodeSuperblock(one); err != nil || got != s {
+		t.Errorf("version 1: %+v %v", got, err)
 	}
 	r, p := sampleRecord()
 	if got, err := decodeRecord(golden(t, "record.golden", p)); err != nil || !reflect.DeepEqual(got, r) {
@@ -106,7 +111,7 @@ func TestGolden(t *testing.T) {
 		t.Errorf("%+v %v", got, err)
 	}
 	var kinds []uint8
-	err := decodeLog(3, sampleSlots(), golden(t, "log.golden", sampleLog()), func(c *change) error {
+	err = decodeLog(3, sampleSlots(), golden(t, "log.golden", sampleLog()), func(c *change) error {
 		kinds = append(kinds, c.kind)
 		return nil
 	})
@@ -116,6 +121,56 @@ func TestGolden(t *testing.T) {
 	st := state{volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
 	if err := st.decodeItems(golden(t, "checkpoint.golden", sampleItems())); err != nil || !st.end || st.volumes[7].m.get(1028) != makeLoc(2, 150, 60) ||
 		st.volumes[7].m.mapped != 3 || st.segs[2].shares[0].bytes != 4000 || len(st.free) != 1 || st.cover != (position{4, 5}) {
+		t.Errorf("checkpoint %+v %v", st, err)
+	}
+}
+
+// sampleCopies is what version 2 added: a snapshot and a clone.
+func sampleCopies() (snapshot, clone Volume, r record, log, items []byte) {
+	snapshot = Volume{uuid: [16]byte{8}, name: "monday", applied: 1 << 30, snapshot: true, from: 7, appliedFrom: 7, taken: 1e18, group: [16]byte{9}}
+	clone = Volume{uuid: [16]byte{10}, name: "copy", applied: 1 << 30, from: 8, appliedFrom: 8, taken: 2e18}
+	block := func(v *Volume) []byte { return append(v.describe(), make([]byte, BlockBytes-len(v.describe()))...) }
+	r = record{uuid: [16]byte{1}, epoch: 2, seq: 3, ops: []op{{kind: opCopy, vol: 8, lba: 7, data: block(&snapshot)},
+		{kind: opRollback, vol: 7, lba: 8, data: []byte{}}, {kind: opDescribe, vol: 9, data: block(&clone)}}}
+	r.advance = uint64(recordBytes(len(r.ops), 2*BlockBytes))
+	var w logWriter
+	w.volume(logCopy, 8, 7, snapshot.describe())
+	w.volume(logRollback, 7, 8, nil)
+	w.volume(logDescribe, 9, 0, clone.describe())
+	w.flush()
+	items = sampleItems()
+	items = items[:len(items)-1]
+	items[1] = 10 // the next volume
+	items = append(append(items, itemVolume, 8, byte(len(snapshot.describe()))), snapshot.describe()...)
+	return snapshot, clone, r, w.p, append(items, itemShared, 8, 7, 2, 1, itemEnd)
+}
+
+func TestGoldenCopies(t *testing.T) {
+	snapshot, clone, r, log, items := sampleCopies()
+	p := make([]byte, r.advance)
+	r.encode(p)
+	if got, err := decodeRecord(golden(t, "record2.golden", p)); err != nil || !reflect.DeepEqual(got, r) {
+		t.Errorf("%v", err)
+	}
+	var got []change
+	err := decodeLog(3, nil, golden(t, "log2.golden", log), func(c *change) error {
+		got = append(got, *c)
+		return nil
+	})
+	if err != nil || len(got) != 3 || got[0].kind != logCopy || got[0].n != 7 || got[1].kind != logRollback || got[1].n != 8 || got[2].kind != logDescribe {
+		t.Errorf("log: %+v, %v", got, err)
+	}
+	for i, want := range []Volume{snapshot, {}, clone} {
+		if i == 1 {
+			continue
+		}
+		v, err := parseDescription(got[i].describe)
+		if err != nil || v.name != want.name || v.snapshot != want.snapshot || v.from != want.from || v.taken != want.taken || v.group != want.group {
+			t.Errorf("%+v %v", v, err)
+		}
+	}
+	st := state{volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
+	if err := st.decodeItems(golden(t, "checkpoint2.golden", items)); err != nil || st.volumes[8].m.page(1024) != st.volumes[7].m.page(1024) || st.volumes[8].m.mapped != 3 {
 		t.Errorf("checkpoint %+v %v", st, err)
 	}
 }
@@ -212,7 +267,7 @@ func FuzzSuperblock(f *testing.F) {
 	s := sampleSuper()
 	fuzz(f, s.encode(), func(t *testing.T, p []byte) error {
 		s, err := decodeSuperblock(p)
-		if err == nil && !bytes.Equal(s.encode(), p) {
+		if err == nil && le.Uint32(p[12:]) == superVersion && !bytes.Equal(s.encode(), p) {
 			t.Error("does not survive")
 		}
 		return err
@@ -221,6 +276,10 @@ func FuzzSuperblock(f *testing.F) {
 
 func FuzzRecord(f *testing.F) {
 	_, p := sampleRecord()
+	_, _, r, _, _ := sampleCopies()
+	q := make([]byte, r.advance)
+	r.encode(q)
+	f.Add(q)
 	fuzz(f, p, func(t *testing.T, p []byte) error {
 		_, err := decodeRecord(p)
 		return err
@@ -242,6 +301,8 @@ func FuzzTrailer(f *testing.F) {
 }
 
 func FuzzLog(f *testing.F) {
+	_, _, _, log, _ := sampleCopies()
+	f.Add(log)
 	fuzz(f, sampleLog(), func(t *testing.T, p []byte) error {
 		return decodeLog(3, sampleSlots(), p, func(c *change) error {
 			for _, l := range c.places {
@@ -264,6 +325,8 @@ func FuzzSlots(f *testing.F) {
 }
 
 func FuzzCheckpoint(f *testing.F) {
+	_, _, _, _, items := sampleCopies()
+	f.Add(items)
 	fuzz(f, sampleItems(), func(t *testing.T, p []byte) error {
 		s := state{volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
 		return s.decodeItems(p)

@@ -49,6 +49,7 @@ func (st *Store) packLoop() {
 		}
 		call := st.needed
 		pressed := st.head-st.handed > st.ringSize/2
+		dying := len(st.dying) > 0
 		st.mu.Unlock()
 		var err error
 		switch {
@@ -66,6 +67,7 @@ func (st *Store) packLoop() {
 			st.mu.Unlock()
 		case pressed && st.open != nil:
 			err = st.sealOpen(st.ctx)
+		case dying: // maintain goes on with it
 		default:
 			select {
 			case <-st.wake:
@@ -131,6 +133,7 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 	st.queue = st.queue[1:]
 	st.packed = position{b.seq + 1, 0}
 	st.buffered -= b.memory
+	st.kept(b)
 	if st.open == nil && len(st.inMemory) == 0 {
 		st.sealedTo = st.packed // nothing of it was worth a segment
 	}
@@ -140,7 +143,8 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 }
 
 // gather lists the blocks of b, marking those that a durable write has overwritten since. (One
-// that is not durable may be lost, and then the older block must be there.)
+// that is not durable may be lost, and then the older block must be there; and so it must where the volume is copied
+// between the two.)
 func (st *Store) gather(b *batch) []packItem {
 	items := make([]packItem, 0, b.payload/BlockBytes)
 	st.mu.RLock()
@@ -154,7 +158,7 @@ func (st *Store) gather(b *batch) []packItem {
 		}
 		for k := range o.count {
 			it := packItem{v: b.vols[i], lba: o.lba + k, unit: unit, data: o.data[k*BlockBytes : (k+1)*BlockBytes]}
-			if p := it.v.newest(it.lba); p != nil && p.b.durable && (p.b != b || p.unit != unit) {
+			if p := it.v.newest(it.lba); p != nil && it.v.copying == 0 && p.b.durable && (p.b != b || p.unit != unit) {
 				it.skip = true
 			}
 			items = append(items, it)
@@ -299,22 +303,18 @@ func (st *Store) charge(s *segment, v *Volume, n, slots int) {
 }
 
 // point makes l the place of a block. mu is held.
-func (st *Store) point(v *Volume, lba uint64, l loc) {
-	pages := v.m.pages
-	old := v.m.set(lba, l)
-	st.mapPages += v.m.pages - pages
-	st.release(old)
+func (st *Store) point(v *Volume, lba uint64, l loc) { v.m.set(&st.maps, lba, l) }
+
+// hold and release count the references of pages to segments. mu is held.
+func (st *Store) hold(l loc) {
 	if s := st.segs[l.segment()]; s != nil {
 		s.live++
 	}
 }
 
-// release takes a reference away. mu is held.
-func (st *Store) release(old loc) {
-	if old != 0 {
-		if s := st.segs[old.segment()]; s != nil {
-			s.live--
-		}
+func (st *Store) release(l loc) {
+	if s := st.segs[l.segment()]; s != nil {
+		s.live--
 	}
 }
 
@@ -334,7 +334,7 @@ func (st *Store) applyOp(v *Volume, o *op, b *batch, unit uint64) {
 	switch o.kind {
 	case opZero:
 		l.zero(v.id, o.lba, o.count)
-		st.applyZero(v, o.lba, o.count)
+		v.m.zero(&st.maps, o.lba, o.count)
 		if o.count <= smallZero {
 			for lba := o.lba; lba < o.lba+o.count; lba++ {
 				if p := v.dirty[lba]; p != nil && p.b == b && p.unit == unit {
@@ -359,23 +359,54 @@ func (st *Store) applyOp(v *Volume, o *op, b *batch, unit uint64) {
 	case opResize:
 		l.volume(logResize, v.id, o.lba, nil)
 		v.applied = int64(o.lba)
+	case opCopy:
+		src := st.volumes[uint32(o.lba)]
+		v.applied = src.applied
+		l.volume(logCopy, v.id, o.lba, v.describe())
+		v.m, v.created = src.m.share(), true
+		v.replacing--
+		src.copying--
+	case opRollback:
+		src := st.volumes[uint32(o.lba)]
+		l.volume(logRollback, v.id, o.lba, nil)
+		st.applyRollback(v, src)
+		v.replacing--
+		src.copying--
+	case opDescribe:
+		d, _ := parseDescription(o.data) // it was checked when it came
+		v.appliedFrom = d.from
+		l.volume(logDescribe, v.id, 0, v.describe())
 	}
 	st.charge(st.open.info, v, costElse, 0)
 }
 
-func (st *Store) applyZero(v *Volume, lba, n uint64) {
-	pages := v.m.pages
-	v.m.zero(lba, n, st.release)
-	st.mapPages += v.m.pages - pages
+func (st *Store) applyRollback(v, src *Volume) {
+	st.discard(v.m)
+	v.m, v.applied = src.m.share(), src.applied
+}
+
+// discardAtOnce is how many pages are taken apart with the lock held: a few milliseconds.
+const discardAtOnce = 128
+
+// discard takes a map apart that is no volume's any more: the first pages now, the others little by little. mu is held.
+func (st *Store) discard(m blockMap) {
+	st.dying = append(st.dying, &m)
+	st.discardSome()
+}
+
+// discardSome goes on with it, and says whether there is more to do. mu is held.
+func (st *Store) discardSome() bool {
+	for most := discardAtOnce; len(st.dying) > 0; st.dying = st.dying[1:] {
+		if most = st.dying[0].discard(&st.maps, most); most == 0 {
+			return true
+		}
+	}
+	st.dying = nil
+	return false
 }
 
 func (st *Store) applyDelete(v *Volume) {
-	v.m.each(func(_ uint64, p *page) {
-		for _, l := range p {
-			st.release(l)
-		}
-	})
-	st.mapPages -= v.m.pages
+	st.discard(v.m)
 	st.zeroRanges -= len(v.zeros)
 	v.m, v.dirty, v.zeros = blockMap{}, map[uint64]*pending{}, nil
 	v.created, v.deleted = false, true

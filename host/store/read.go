@@ -41,6 +41,9 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 	if len(dst)%BlockBytes != 0 {
 		return fmt.Errorf("store: read of %d bytes: %w", len(dst), target.ErrAlignment)
 	}
+	if err := v.ready(ctx); err != nil {
+		return err
+	}
 	st.mu.RLock()
 	err := st.err
 	switch blocks := uint64(v.size) / BlockBytes; {
@@ -174,9 +177,27 @@ func (st *Store) readStored(ctx context.Context, l loc) ([]byte, error) {
 	return p[l.off()-from : l.off()-from+l.len()], nil
 }
 
+// ready returns when the map is that of the volume: one that was just made a copy of another gets it when the log so far is
+// packed.
+func (v *Volume) ready(ctx context.Context) error {
+	st := v.st
+	st.mu.RLock()
+	is := v.replacing == 0
+	st.mu.RUnlock()
+	if is {
+		return nil
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.wait(ctx, func() bool { return v.replacing == 0 })
+}
+
 // Mapped tells whether block lba holds data, and for how many blocks, most at most, that stays so.
 func (v *Volume) Mapped(lba, most uint64) (mapped bool, n uint64) {
 	const atOnce = 4096 // blocks looked at with the lock held
+	if v.ready(v.st.ctx) != nil {
+		return true, min(most, atOnce) // the store has ended: a read will say so
+	}
 	v.st.mu.RLock()
 	defer v.st.mu.RUnlock()
 	is := func(lba uint64) bool {

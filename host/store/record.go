@@ -13,9 +13,13 @@ const (
 	opCreate opKind = 3 // a volume; payload: one block with its description
 	opDelete opKind = 4 // the volume
 	opResize opKind = 5 // the volume, to lba bytes
+	// Since version 2:
+	opCopy     opKind = 6 // a volume as volume number lba is at this place of the log; payload: one block with its description
+	opRollback opKind = 7 // the volume becomes as volume number lba is
+	opDescribe opKind = 8 // the volume's description, but for its size; payload: one block
 )
 
-// op is one entry: data is a view of the payload (opWrite: count blocks; opCreate: a description).
+// op is one entry: data is a view of the payload (opWrite: count blocks; opCreate, opCopy, opDescribe: a description).
 type op struct {
 	kind  opKind
 	vol   uint32
@@ -37,7 +41,7 @@ func (o *op) payload() int {
 	switch o.kind {
 	case opWrite:
 		return int(o.count) * BlockBytes
-	case opCreate:
+	case opCreate, opCopy, opDescribe:
 		return BlockBytes
 	}
 	return 0
@@ -145,8 +149,10 @@ func (o *op) sane() bool {
 	switch o.kind {
 	case opWrite, opZero:
 		return o.vol != 0 && o.count > 0 && o.lba <= most && o.count <= most && o.lba+o.count <= most
-	case opCreate, opDelete:
+	case opCreate, opDelete, opDescribe:
 		return o.vol != 0 && o.lba == 0 && o.count == 0
+	case opCopy, opRollback:
+		return o.vol != 0 && o.lba != 0 && o.lba <= 1<<32-1 && o.lba != uint64(o.vol) && o.count == 0
 	case opResize:
 		return o.vol != 0 && o.lba <= MaxVolume && o.lba%BlockBytes == 0 && o.count == 0
 	}

@@ -39,9 +39,10 @@ func (st *Store) recover(ctx context.Context) error {
 	if err := st.replayJournal(ctx, &old); err != nil {
 		return err
 	}
+	replayed := applied > 0 || len(st.queue) > 0 // asked before the packer takes from the queue
 	st.wg.Go(st.packLoop)
 	st.wg.Go(st.sealLoop)
-	if applied > 0 || len(st.queue) > 0 {
+	if replayed {
 		err = st.checkpoint(ctx, false)
 	} else {
 		if err = st.writeSuper(ctx, func(s *superblock) { st.journalStart(s) }); err == nil {
@@ -94,13 +95,18 @@ func (st *Store) loadCheckpoint(ctx context.Context, s *superblock) error {
 	}
 	st.nextVol, st.lastSegment, st.packed, st.sealedTo, st.condemned = got.nextVol, got.lastSegment, got.cover, got.cover, got.free
 	st.ckptID, st.ckptFirst, st.ckptSegments = s.ckptID, s.ckptFrom, int(s.ckptSegs)
+	st.pass++
 	for _, v := range st.volumes {
 		v.st = st
-		st.byName[v.name] = v
-		st.mapPages += v.m.pages
+		st.list(v)
 		var missing loc
 		v.m.each(func(_ uint64, p *page) {
-			for _, l := range p {
+			if p.pass == st.pass {
+				return
+			}
+			p.pass = st.pass
+			st.maps.pages++
+			for _, l := range p.at {
 				if l == 0 {
 					continue
 				}
@@ -196,13 +202,17 @@ func (st *Store) applySegment(n uint32, f *found) error {
 	taken := map[loc]bool{}
 	err := decodeLog(n, f.slots, f.log, func(c *change) error {
 		v := st.volumes[c.vol]
-		if (v == nil) != (c.kind == logCreate) {
+		if (v == nil) != (c.kind == logCreate || c.kind == logCopy) {
 			return fmt.Errorf("store: segment %d: entry of kind %d for volume %d: %w", n, c.kind, c.vol, ErrCorrupt)
 		}
 		for _, l := range c.places {
 			if c.kind != logMove && st.segs[l.segment()] == nil {
 				return fmt.Errorf("store: segment %d refers to segment %d, which is none: %w", n, l.segment(), ErrCorrupt)
 			}
+		}
+		src := st.volumes[uint32(c.n)]
+		if (c.kind == logCopy || c.kind == logRollback) && src == nil {
+			return fmt.Errorf("store: segment %d: copy of volume %d, which is none: %w", n, c.n, ErrCorrupt)
 		}
 		cost, slots := 0, 0
 		switch c.kind {
@@ -218,8 +228,7 @@ func (st *Store) applySegment(n uint32, f *found) error {
 			}
 		case logMove:
 			cost = costMove
-			if to := c.places[1]; v.m.get(c.lba) == c.places[0] && to.segment() == n {
-				st.point(v, c.lba, to)
+			if to := c.places[1]; to.segment() == n && v.m.move(&st.maps, c.lba, c.places[0], to) {
 				if !taken[to] {
 					taken[to] = true
 					cost += to.len() + slotBytes
@@ -227,20 +236,35 @@ func (st *Store) applySegment(n uint32, f *found) error {
 				}
 			}
 		case logZero:
-			st.applyZero(v, c.lba, c.n)
+			v.m.zero(&st.maps, c.lba, c.n)
 			cost = costElse
-		case logCreate:
+		case logCreate, logCopy:
 			d, err := parseDescription(c.describe)
 			if err != nil {
 				return fmt.Errorf("store: segment %d: %w", n, err)
+			}
+			if c.kind == logCopy {
+				d.m = src.m.share()
 			}
 			d.created = true
 			st.adopt(c.vol, &d)
 			return nil
 		case logDelete:
-			delete(st.byName, v.name)
+			st.unlist(v)
 			st.applyDelete(v)
 			return nil
+		case logRollback:
+			st.applyRollback(v, src)
+			v.size = v.applied
+			cost = costElse
+		case logDescribe:
+			d, err := parseDescription(c.describe)
+			if err != nil {
+				return fmt.Errorf("store: segment %d: %w", n, err)
+			}
+			st.redescribe(v, &d)
+			v.appliedFrom = d.from
+			cost = costElse
 		case logResize:
 			v.size, v.applied = int64(c.n), int64(c.n)
 		}
@@ -253,8 +277,9 @@ func (st *Store) applySegment(n uint32, f *found) error {
 
 // adopt makes v a volume of the store.
 func (st *Store) adopt(id uint32, v *Volume) {
-	v.st, v.id, v.dirty = st, id, map[uint64]*pending{}
-	st.volumes[id], st.byName[v.name] = v, v
+	v.st, v.id, v.dirty, v.promised = st, id, map[uint64]*pending{}, map[uint64]int{}
+	st.volumes[id] = v
+	st.list(v)
 	st.nextVol = max(st.nextVol, id+1)
 }
 
@@ -304,11 +329,14 @@ func (st *Store) replayRecord(rec *record) error {
 			}
 			o.lba, o.count, o.data = o.lba+skip, o.count-skip, o.data[skip*BlockBytes:]
 		}
-		v := st.volumes[o.vol]
+		v, src := st.volumes[o.vol], st.volumes[uint32(o.lba)]
+		if (o.kind == opCopy || o.kind == opRollback) && (src == nil || src.deleted) {
+			return fmt.Errorf("store: record %d: copy of volume %d, which is none: %w", rec.seq, o.lba, ErrCorrupt)
+		}
 		switch {
-		case o.kind == opCreate:
+		case o.kind == opCreate || o.kind == opCopy:
 			d, err := parseDescription(o.data)
-			if err != nil || v != nil || st.byName[d.name] != nil {
+			if err != nil || v != nil || st.listed(&d) != nil {
 				return fmt.Errorf("store: record %d creates volume %d: %w", rec.seq, o.vol, ErrCorrupt)
 			}
 			v = &d
@@ -317,9 +345,17 @@ func (st *Store) replayRecord(rec *record) error {
 			return fmt.Errorf("store: record %d: volume %d: %w", rec.seq, o.vol, ErrCorrupt)
 		case o.kind == opDelete:
 			v.deleted = true
-			delete(st.byName, v.name)
+			st.unlist(v)
 		case o.kind == opResize:
 			v.size = int64(o.lba)
+		case o.kind == opRollback:
+			v.size = src.size
+		case o.kind == opDescribe:
+			d, err := parseDescription(o.data)
+			if err != nil {
+				return fmt.Errorf("store: record %d describes volume %d: %w", rec.seq, o.vol, err)
+			}
+			st.redescribe(v, &d)
 		}
 		st.stage(b, v, o)
 	}

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -33,8 +34,10 @@ type simulation struct {
 	sh    *shelf
 	opt   Options
 	model map[string]*modelVolume // volumes that surely exist
-	// doubt is what a cut left open of the volumes' list.
-	doubt *doubtful
+	snaps map[*modelVolume]bool   // snapshots that surely exist
+	taken int                     // snapshots so far
+	// doubt finds out what a cut left open.
+	doubt func(st *Store)
 }
 
 // modelVolume is what may be read: of each block the last acknowledged content, or one of those
@@ -44,12 +47,23 @@ type modelVolume struct {
 	mu     sync.Mutex
 	blocks [][]uint64
 	sizes  []int64 // that it may have
+	// during is the snapshot that is being taken: what is written meanwhile it may have, or not.
+	during *modelVolume
+	// Of a snapshot: the volume that it is of. Of a clone: the snapshot that it began as.
+	of     *modelVolume
+	origin *modelVolume
+	number int
 }
 
-type doubtful struct {
-	name    string
-	created bool // else deleted
-	v       *modelVolume
+// copy is what the volume may be now.
+func (m *modelVolume) copy(name string) *modelVolume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := &modelVolume{name: name, sizes: slices.Clone(m.sizes)}
+	for _, b := range m.blocks {
+		c.blocks = append(c.blocks, slices.Clone(b))
+	}
+	return c
 }
 
 // content is block number n of all that there are: 0 is zeros; there are few, so that most
@@ -83,7 +97,11 @@ func newModelVolume(name string) *modelVolume {
 }
 
 func TestSimulation(t *testing.T) {
-	for i := range *seeds {
+	n := *seeds
+	if testing.Short() {
+		n = min(n, 4)
+	}
+	for i := range n {
 		seed := *fromSeed + uint64(i)
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { simulate(t, seed) })
 		if t.Failed() {
@@ -94,7 +112,7 @@ func TestSimulation(t *testing.T) {
 
 func simulate(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 0))
-	s := &simulation{t: t, seed: seed, sh: newShelf(t, seed), model: map[string]*modelVolume{}}
+	s := &simulation{t: t, seed: seed, sh: newShelf(t, seed), model: map[string]*modelVolume{}, snaps: map[*modelVolume]bool{}}
 	s.sh.p.jitter = true
 	s.opt = s.sh.options()
 	s.opt.CheckpointSegments = 1 + rng.IntN(4)
@@ -110,7 +128,7 @@ func simulate(t *testing.T, seed uint64) {
 			cutAt = 0
 		}
 		s.sh.repower(cutAt)
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		st, err := Open(ctx, s.opt)
 		if err == nil {
 			s.compare(ctx, st)
@@ -152,46 +170,60 @@ func (s *simulation) bad(st *Store, what string, err error) bool {
 
 // compare reads everything, and makes what was read the only truth from now on.
 func (s *simulation) compare(ctx context.Context, st *Store) {
-	if d := s.doubt; d != nil {
-		_, err := st.Volume(d.name)
-		if err == nil {
-			s.model[d.name] = d.v
-		} else {
-			delete(s.model, d.name)
-		}
+	if s.doubt != nil {
+		s.doubt(st)
 		s.doubt = nil
 	}
 	if n := len(st.Volumes()); n != len(s.model) {
 		s.t.Errorf("%d volumes, the model has %d", n, len(s.model))
 	}
+	list, err := st.Snapshots("")
+	if err != nil || len(list) != len(s.snaps) {
+		s.t.Errorf("%d snapshots, the model has %d; %v", len(list), len(s.snaps), err)
+	}
+	for m := range s.snaps {
+		v, err := st.OpenSnapshot(m.of.name, m.name)
+		if err == nil {
+			s.compareOne(ctx, st, v, m)
+		} else {
+			s.t.Errorf("snapshot %s@%s: %v", m.of.name, m.name, err)
+		}
+	}
 	for name, m := range s.model {
 		v, err := st.Volume(name)
-		if err != nil {
+		if err == nil {
+			s.compareOne(ctx, st, v, m)
+		} else {
 			s.t.Errorf("volume %s: %v", name, err)
-			continue
-		}
-		size, known := v.Info().SizeBytes, false
-		for _, may := range m.sizes {
-			known = known || may == size
-		}
-		if !known {
-			s.t.Errorf("volume %s has %d bytes, the model %v", name, size, m.sizes)
-		}
-		m.sizes = []int64{size}
-		got := make([]byte, BlockBytes)
-		for lba := range uint64(size / BlockBytes) {
-			if err := v.Read(ctx, lba, got); err != nil {
-				if s.bad(st, fmt.Sprint("read ", name, " block ", lba), err) {
-					return
-				}
-				return
-			}
-			s.check(m, lba, got, true)
 		}
 	}
 }
 
+func (s *simulation) compareOne(ctx context.Context, st *Store, v *Volume, m *modelVolume) {
+	name := m.name
+	size, known := v.Info().SizeBytes, false
+	for _, may := range m.sizes {
+		known = known || may == size
+	}
+	if !known {
+		s.t.Errorf("volume %s has %d bytes, the model %v", name, size, m.sizes)
+	}
+	m.sizes = []int64{size}
+	got := make([]byte, BlockBytes)
+	for lba := range uint64(size / BlockBytes) {
+		if err := v.Read(ctx, lba, got); err != nil {
+			if s.bad(st, fmt.Sprint("read ", name, " block ", lba), err) {
+				return
+			}
+			return
+		}
+		s.check(m, lba, got, true)
+	}
+}
+
 func (s *simulation) check(m *modelVolume, lba uint64, got []byte, settle bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, n := range m.blocks[lba] {
 		if bytes.Equal(got, content(n)) {
 			if settle {
@@ -217,6 +249,9 @@ func (s *simulation) work(ctx context.Context, st *Store, seed uint64) {
 			wg.Go(func() { s.writer(ctx, st, v, m, w, rand.New(rand.NewPCG(seed, uint64(w)+2))) })
 		}
 	}
+	if name := []string{"a", "b", "c"}[rng.IntN(3)]; s.model[name] != nil && s.doubt == nil && rng.IntN(2) == 0 {
+		s.snapshot(ctx, st, s.model[name])
+	}
 	wg.Wait()
 }
 
@@ -232,19 +267,41 @@ func (s *simulation) administrate(ctx context.Context, st *Store, rng *rand.Rand
 				return
 			}
 			if err != nil {
-				s.doubt = &doubtful{name: name, created: true, v: m}
+				s.doubt = s.maybe(name, m)
 				return
 			}
 			s.model[name] = m
 			continue
 		}
-		if rng.IntN(4) == 0 {
+		switch rng.IntN(9) {
+		case 0, 1:
+			err := st.DeleteVolume(ctx, name)
+			if errors.Is(err, ErrHasSnapshots) {
+				if len(s.snapshotsOf(m)) == 0 {
+					s.t.Errorf("volume %s has no snapshots, but %v", name, err)
+				}
+				continue
+			}
+			if err == nil && len(s.snapshotsOf(m)) > 0 {
+				s.t.Errorf("volume %s was deleted under its snapshots", name)
+			}
 			delete(s.model, name)
-			if err := st.DeleteVolume(ctx, name); s.bad(st, "delete", err) || err != nil {
-				s.doubt = &doubtful{name: name, v: m}
+			if s.bad(st, "delete", err) || err != nil {
+				s.doubt = s.maybe(name, m)
 				return
 			}
 			continue
+		case 2, 3:
+			s.snapshot(ctx, st, m)
+		case 4, 5, 6:
+			if snaps := s.snapshotsOf(m); len(snaps) > 0 {
+				s.useSnapshot(ctx, st, rng, m, snaps[rng.IntN(len(snaps))])
+			}
+		case 7:
+			s.promote(ctx, st, m)
+		}
+		if s.doubt != nil || s.cut() {
+			return
 		}
 		size := int64(1000+rng.IntN(simBlocks-999)) * BlockBytes
 		old := m.sizes[0]
@@ -264,6 +321,154 @@ func (s *simulation) administrate(ctx context.Context, st *Store, rng *rand.Rand
 		for lba := size / BlockBytes; lba < simBlocks; lba++ {
 			m.blocks[lba] = []uint64{0}
 		}
+	}
+}
+
+// may adds n to what the block may hold.
+func (m *modelVolume) may(lba, n uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.blocks[lba] = append(m.blocks[lba], n)
+	if d := m.during; d != nil {
+		d.blocks[lba] = append(d.blocks[lba], n)
+	}
+}
+
+// maybe is the doubt whether volume name, which is m, exists.
+func (s *simulation) maybe(name string, m *modelVolume) func(st *Store) {
+	return func(st *Store) {
+		delete(s.model, name)
+		if _, err := st.Volume(name); err == nil {
+			s.model[name] = m
+		}
+	}
+}
+
+// snapshotsOf is in the order in which they were taken.
+func (s *simulation) snapshotsOf(m *modelVolume) (list []*modelVolume) {
+	for x := range s.snaps {
+		if x.of == m {
+			list = append(list, x)
+		}
+	}
+	slices.SortFunc(list, func(a, b *modelVolume) int { return a.number - b.number })
+	return list
+}
+
+// snapshot takes one, while writers may be at work.
+func (s *simulation) snapshot(ctx context.Context, st *Store, m *modelVolume) {
+	s.taken++
+	snap := m.copy(fmt.Sprint("s", s.taken%4))
+	snap.number, snap.of = s.taken, m
+	exists := slices.ContainsFunc(s.snapshotsOf(m), func(x *modelVolume) bool { return x.name == snap.name })
+	if !exists {
+		m.mu.Lock()
+		for i, b := range m.blocks { // what began before copy and was added after it
+			snap.blocks[i] = append(snap.blocks[i], b...)
+		}
+		m.during = snap
+		m.mu.Unlock()
+	}
+	_, err := st.Snapshot(ctx, snap.name, m.name)
+	m.mu.Lock()
+	m.during = nil
+	m.mu.Unlock()
+	switch {
+	case exists && (err == nil || !errors.Is(err, ErrExists) && !s.cut()):
+		s.t.Errorf("a second snapshot %s of %s: %v", snap.name, m.name, err)
+	case exists:
+	case err == nil:
+		s.snaps[snap] = true
+	case !s.bad(st, "snapshot", err):
+		s.doubt = func(st *Store) {
+			if _, err := st.OpenSnapshot(m.name, snap.name); err == nil {
+				s.snaps[snap] = true
+			}
+		}
+	}
+}
+
+// useSnapshot deletes it, makes a clone of it, or rolls its volume back.
+func (s *simulation) useSnapshot(ctx context.Context, st *Store, rng *rand.Rand, m, snap *modelVolume) {
+	switch rng.IntN(3) {
+	case 0:
+		err := st.DeleteSnapshot(ctx, m.name, snap.name)
+		delete(s.snaps, snap)
+		if err != nil && !s.bad(st, "delete snapshot", err) {
+			s.doubt = func(st *Store) {
+				if _, err := st.OpenSnapshot(m.name, snap.name); err == nil {
+					s.snaps[snap] = true
+				}
+			}
+		}
+	case 1:
+		name := []string{"a", "b", "c", "d"}[rng.IntN(4)]
+		c := snap.copy(name)
+		c.origin = snap
+		_, err := st.Clone(ctx, m.name, snap.name, name)
+		switch {
+		case s.model[name] != nil && (err == nil || !errors.Is(err, ErrExists) && !s.cut()):
+			s.t.Errorf("a second volume %s: %v", name, err)
+		case s.model[name] != nil:
+		case err == nil:
+			s.model[name] = c
+		case !s.bad(st, "clone", err):
+			s.doubt = s.maybe(name, c)
+		}
+	case 2:
+		now := snap.copy(m.name)
+		err := st.Rollback(ctx, m.name, snap.name)
+		if s.bad(st, "roll back", err) {
+			return
+		}
+		if err == nil {
+			m.blocks, m.sizes = now.blocks, now.sizes
+			return
+		}
+		m.sizes = append(m.sizes, now.sizes...)
+		for i := range m.blocks {
+			m.blocks[i] = append(m.blocks[i], now.blocks[i]...)
+		}
+	}
+}
+
+// promote turns a clone and its origin's volume round.
+func (s *simulation) promote(ctx context.Context, st *Store, c *modelVolume) {
+	origin := c.origin
+	alive := origin != nil && s.snaps[origin]
+	var moved []*modelVolume
+	clash := false
+	if alive {
+		for _, x := range s.snapshotsOf(origin.of) {
+			if x.number <= origin.number {
+				moved = append(moved, x)
+				clash = clash || slices.ContainsFunc(s.snapshotsOf(c), func(y *modelVolume) bool { return x.name == y.name })
+			}
+		}
+	}
+	apply := func() {
+		v := origin.of
+		v.origin, c.origin = origin, v.origin
+		for _, x := range moved {
+			x.of = c
+		}
+	}
+	err := st.Promote(ctx, c.name)
+	switch {
+	case s.cut() && err != nil:
+		if alive && !clash {
+			s.doubt = func(st *Store) {
+				if _, err := st.OpenSnapshot(c.name, origin.name); err == nil {
+					apply()
+				}
+			}
+		}
+	case !alive && !errors.Is(err, ErrNoClone), alive && clash && !errors.Is(err, ErrExists):
+		s.t.Errorf("promote %s: %v; origin alive: %v, names clash: %v", c.name, err, alive, clash)
+	case alive && !clash && err != nil:
+		s.t.Errorf("promote %s: %v", c.name, err)
+	case alive && !clash:
+		apply()
 	}
 }
 
@@ -296,7 +501,7 @@ func (s *simulation) writer(ctx context.Context, st *Store, v *Volume, m *modelV
 				numbers[i] = uint64(rng.IntN(simContents))
 			}
 			data = append(data, content(numbers[i])...)
-			m.blocks[lba+uint64(i)] = append(m.blocks[lba+uint64(i)], numbers[i])
+			m.may(lba+uint64(i), numbers[i])
 		}
 		var err error
 		if zeros {
@@ -306,14 +511,18 @@ func (s *simulation) writer(ctx context.Context, st *Store, v *Volume, m *modelV
 		}
 		switch {
 		case err == nil:
+			m.mu.Lock()
 			for i, number := range numbers {
 				m.blocks[lba+uint64(i)] = []uint64{number}
 			}
+			m.mu.Unlock()
 		case isNoSpace(err): // nothing of it was written
+			m.mu.Lock()
 			for i := range numbers {
 				b := m.blocks[lba+uint64(i)]
 				m.blocks[lba+uint64(i)] = b[:len(b)-1]
 			}
+			m.mu.Unlock()
 		default:
 			s.bad(st, "write", err)
 			return
@@ -326,24 +535,28 @@ func checkCounts(t *testing.T, st *Store) {
 	must(t, st.Sync(t.Context()))
 	st.mu.RLock()
 	defer st.mu.RUnlock()
-	live, pages := map[uint32]int64{}, int64(0)
+	live, pages, seen := map[uint32]int64{}, int64(0), map[*page]int32{}
 	for _, v := range st.volumes {
 		mapped := int64(0)
 		v.m.each(func(_ uint64, p *page) {
-			for _, l := range p {
+			if seen[p]++; seen[p] == 1 {
+				pages++
+			}
+			for _, l := range p.at {
 				if l != 0 {
-					live[l.segment()]++
 					mapped++
+					if seen[p] == 1 {
+						live[l.segment()]++
+					}
 				}
 			}
 		})
-		pages += v.m.pages
 		if mapped != v.m.mapped {
 			t.Errorf("volume %s: %d blocks mapped, counted %d", v.name, mapped, v.m.mapped)
 		}
 	}
-	if pages != st.mapPages {
-		t.Errorf("%d pages, counted %d", pages, st.mapPages)
+	if pages != st.maps.pages || st.promised != 0 || len(st.dying) != 0 {
+		t.Errorf("%d pages, counted %d, promised %d, %d maps to take apart", pages, st.maps.pages, st.promised, len(st.dying))
 	}
 	for n, s := range st.segs {
 		if live[n] != s.live {

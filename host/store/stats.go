@@ -14,7 +14,7 @@ type counters struct {
 
 // Stats are figures of the store: what it holds now, and what happened since it was opened.
 type Stats struct {
-	// LogicalBytes: blocks of all volumes that hold data. UniqueBytes: different blocks among them,
+	// LogicalBytes: blocks of all volumes that hold data, snapshots not counted. UniqueBytes: different blocks among them,
 	// uncompressed; of a segment with both shared and overwritten blocks too many may be counted.
 	LogicalBytes, UniqueBytes int64
 	// StoredBytes: bytes in use in segments: blocks, tables, logs, checkpoint, and what is
@@ -52,7 +52,7 @@ func (st *Store) Stats() Stats {
 	s := Stats{
 		AllocatedBytes: int64(len(st.segs)+st.ckptSegments) * SegmentBytes, StoredBytes: st.ckptBytes,
 		JournalBytes: int64(st.ringSize), JournalUsedBytes: int64(st.head - st.tail),
-		CacheHits: c.cacheHits, CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.mapPages * pageBytes,
+		CacheHits: c.cacheHits, CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.pages * pageBytes,
 		IndexEntries: st.index.Len(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,
@@ -64,7 +64,9 @@ func (st *Store) Stats() Stats {
 	}
 	for _, v := range st.volumes {
 		i := v.info()
-		s.LogicalBytes += i.LogicalBytes
+		if !v.snapshot {
+			s.LogicalBytes += i.LogicalBytes
+		}
 		s.PendingBytes += i.PendingBytes
 	}
 	s.UniqueBytes += s.PendingBytes

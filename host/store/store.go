@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/ledge-storage/ledge/host/dedup"
 )
@@ -28,8 +29,12 @@ var (
 	ErrNotFound = errors.New("store: no such volume")
 	ErrName     = errors.New("store: bad volume name")
 	ErrSize     = errors.New("store: bad volume size")
-	// ErrLimit: as many volumes as a store can have.
+	// ErrLimit: as many volumes or snapshots as a store can have.
 	ErrLimit = errors.New("store: too many volumes")
+	// ErrHasSnapshots: a volume is deleted after its snapshots.
+	ErrHasSnapshots = errors.New("store: volume has snapshots")
+	// ErrNoClone: only a clone of a snapshot that is there can be promoted.
+	ErrNoClone = errors.New("store: not a clone of a snapshot that exists")
 )
 
 // Options of Open. Journal and Segments are required.
@@ -58,7 +63,9 @@ type Options struct {
 	// CheckpointSegments is after how many segments a checkpoint is due; zero: 64, and more when
 	// the map is large, so that checkpoints stay a small part of what is written.
 	CheckpointSegments int
-	Logger             *slog.Logger
+	// Now is the time that snapshots get; nil: the machine's.
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
 const (
@@ -108,6 +115,9 @@ func (o *Options) complete() error {
 	if o.Workers <= 0 {
 		o.Workers = min(2, runtime.GOMAXPROCS(0))
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -141,9 +151,11 @@ type Store struct {
 	changed chan struct{} // closed and replaced when something waited for may have come
 	waiters int
 
-	volumes map[uint32]*Volume
-	byName  map[string]*Volume
-	nextVol uint32
+	volumes   map[uint32]*Volume            // and snapshots
+	byName    map[string]*Volume            // volumes
+	snaps     map[uint32]map[string]*Volume // snapshots, by the volume that they are of
+	snapshots int
+	nextVol   uint32
 
 	// Journal: records not yet needless, oldest first; the ring in bytes that only grow.
 	current    *batch
@@ -162,8 +174,10 @@ type Store struct {
 	inMemory     map[uint32]*builder // open, and on their way to the LUN
 	sealing      int
 	full         bool // the last segment write found no space
-	mapPages     int64
-	ckptSegments int // of the checkpoint that counts
+	maps         mapUse
+	promised     int64       // pages that what is staged may need
+	dying        []*blockMap // of deleted volumes, taken apart little by little
+	ckptSegments int         // of the checkpoint that counts
 	ckptBytes    int64
 	needed       *checkpointCall // wanted checkpoint
 	counters     counters
@@ -181,6 +195,7 @@ type Store struct {
 	ckptID      uint64
 	ckptFirst   uint32
 	condemned   []uint32 // to free once the next superblock is durable
+	pass        uint64   // over all maps
 	sinceLook   int      // steps since the cleaner looked around
 	cleanAfter  uint32   // no cleaning before this segment number
 }
@@ -219,11 +234,12 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	}
 	st := &Store{
 		opt: opt, superTurn: make(chan struct{}, 1), wake: make(chan struct{}, 1), changed: make(chan struct{}),
-		volumes: map[uint32]*Volume{}, byName: map[string]*Volume{}, nextVol: 1,
+		volumes: map[uint32]*Volume{}, byName: map[string]*Volume{}, snaps: map[uint32]map[string]*Volume{}, nextVol: 1,
 		segs: map[uint32]*segment{}, inMemory: map[uint32]*builder{}, toSeal: make(chan *builder, 1),
 		index: dedup.NewIndex(opt.IndexBytes), lines: newLineCache(int(opt.LineBytes / LineBytes)),
 	}
 	st.tables.limit = opt.TableBytes
+	st.maps.hold, st.maps.release = st.hold, st.release
 	found, blank, err := readSuper(ctx, opt.Journal)
 	if err != nil {
 		return nil, err

@@ -25,8 +25,17 @@ type Volume struct {
 	created bool       // applied
 	applied int64      // size, applied
 	m       blockMap
-	slots   int64 // blocks that this volume's writes brought into segments that exist
-	bytes   int64 // and what they take there, with their metadata
+	// snapshot: nobody writes it. from is the volume that a snapshot is of, or the snapshot that a clone is of; 0: none.
+	snapshot    bool
+	from        uint32
+	appliedFrom uint32
+	taken       int64    // when, nanoseconds since 1970
+	group       [16]byte // the snapshots of one instant have one
+	// copying counts copies of this volume, and replacing ones of others to here, that are in the log and not applied.
+	copying, replacing int
+	promised           map[uint64]int // pages of the map, and by how many batches
+	slots              int64          // blocks that this volume's writes brought into segments that exist
+	bytes              int64          // and what they take there, with their metadata
 }
 
 // VolumeInfo describes a volume.
@@ -44,16 +53,34 @@ type VolumeInfo struct {
 	UniqueBytes, StoredBytes int64
 	// PendingBytes are acknowledged and not yet packed.
 	PendingBytes int64
+	// Origin is the snapshot that a clone is of, as volume@snapshot; empty: no clone, or the snapshot is deleted.
+	Origin string
+	// Snapshots that the volume has.
+	Snapshots int
 }
 
-// describe is the payload of a creation: UUID, size, name.
+// describe is the payload of a creation: UUID, size, name; of snapshots and clones also, since version 2, what they are
+// of, when, and the group.
 func (v *Volume) describe() []byte {
-	p := make([]byte, 0, 32+len(v.name))
+	p := make([]byte, 0, 64+len(v.name))
 	p = append(p, v.uuid[:]...)
 	p = le.AppendUint64(p, uint64(v.applied))
 	p = le.AppendUint16(p, uint16(len(v.name)))
-	return append(p, v.name...)
+	p = append(p, v.name...)
+	if v.appliedFrom == 0 {
+		return p
+	}
+	kind := byte(0)
+	if v.snapshot {
+		kind = 1
+	}
+	p = append(p, kind)
+	p = le.AppendUint32(p, v.appliedFrom)
+	p = le.AppendUint64(p, uint64(v.taken))
+	return append(p, v.group[:]...)
 }
+
+const originBytes = 1 + 4 + 8 + 16
 
 // parseDescription reads what describe wrote; zeros may follow.
 func parseDescription(p []byte) (v Volume, err error) {
@@ -67,6 +94,17 @@ func parseDescription(p []byte) (v Volume, err error) {
 		return v, fmt.Errorf("volume description of %q: %w", v.name, ErrCorrupt)
 	}
 	v.size, v.applied = int64(size), int64(size)
+	if p = p[26+len(v.name):]; len(p) >= originBytes {
+		v.snapshot, v.from, v.taken = p[0] == 1, le.Uint32(p[1:]), int64(le.Uint64(p[5:]))
+		copy(v.group[:], p[13:])
+		if v.appliedFrom = v.from; p[0] > 1 || v.snapshot && v.from == 0 {
+			return v, fmt.Errorf("description of %q: %w", v.name, ErrCorrupt)
+		}
+		p = p[originBytes:]
+	}
+	if !isZero(p) {
+		return v, fmt.Errorf("description of %q: %w", v.name, ErrCorrupt)
+	}
 	return v, nil
 }
 
@@ -95,7 +133,7 @@ func (st *Store) CreateVolume(ctx context.Context, name string, bytes int64) (Vo
 	if err := checkSize(bytes); err != nil {
 		return VolumeInfo{}, err
 	}
-	v := &Volume{st: st, name: name, size: bytes, applied: bytes, dirty: map[uint64]*pending{}}
+	v := &Volume{st: st, name: name, size: bytes, applied: bytes, dirty: map[uint64]*pending{}, promised: map[uint64]int{}}
 	rand.Read(v.uuid[:])
 	v.uuid[6], v.uuid[8] = v.uuid[6]&0x0f|0x40, v.uuid[8]&0x3f|0x80
 	err := st.submit(ctx, func() ([]op, error) {
@@ -116,15 +154,18 @@ func (st *Store) CreateVolume(ctx context.Context, name string, bytes int64) (Vo
 	return v.Info(), nil
 }
 
-// DeleteVolume frees the volume and all its blocks; requests to it fail from now on.
+// DeleteVolume frees the volume and all its blocks; requests to it fail from now on. ErrHasSnapshots: they are deleted first.
 func (st *Store) DeleteVolume(ctx context.Context, name string) error {
 	return st.submit(ctx, func() ([]op, error) {
 		v := st.byName[name]
 		if v == nil {
 			return nil, fmt.Errorf("%q: %w", name, ErrNotFound)
 		}
+		if n := len(st.snaps[v.id]); n > 0 {
+			return nil, fmt.Errorf("%q: %d of them: %w", name, n, ErrHasSnapshots)
+		}
 		v.deleted = true
-		delete(st.byName, name)
+		st.unlist(v)
 		return []op{{kind: opDelete, vol: v.id}}, nil
 	})
 }
@@ -178,6 +219,18 @@ func (v *Volume) Size() int64 {
 	return v.size
 }
 
+// Space is what of the volume holds data (in segments; not what is pending), what can be written until the store is
+// full, and what the store may take in all; bytes. Duplicates take less than they count here.
+func (v *Volume) Space() (used, available, capacity int64) {
+	st := v.st
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	if !st.full {
+		available = max(0, st.opt.CapacityBytes-int64(len(st.segs)+st.ckptSegments+spareSegments)*SegmentBytes-st.buffered) // as admit counts
+	}
+	return v.m.mapped * BlockBytes, available, st.opt.CapacityBytes
+}
+
 // UUID identifies the volume for ever.
 func (v *Volume) UUID() [16]byte { return v.uuid }
 
@@ -190,7 +243,10 @@ func (v *Volume) Info() VolumeInfo {
 
 func (v *Volume) info() VolumeInfo {
 	i := VolumeInfo{Name: v.name, UUID: v.uuid, SizeBytes: v.size, LogicalBytes: v.m.mapped * BlockBytes,
-		UniqueBytes: v.slots * BlockBytes, StoredBytes: v.bytes}
+		UniqueBytes: v.slots * BlockBytes, StoredBytes: v.bytes, Snapshots: len(v.st.snaps[v.id])}
+	if s := v.st.volumes[v.from]; s != nil && !s.deleted && s.snapshot {
+		i.Origin = v.st.volumes[s.from].name + "@" + s.name
+	}
 	for lba, p := range v.dirty {
 		if p.data == nil {
 			continue

@@ -40,6 +40,7 @@ type batch struct {
 	units   uint64
 	payload int
 	memory  int64
+	pages   []promise
 	written bool
 	durable bool
 	done    chan struct{} // closed when durable, or when err says that it never will be
@@ -93,6 +94,9 @@ func (v *Volume) Stage(ctx context.Context, lba uint64, data []byte) (*Ticket, e
 	}
 	return t, nil
 }
+
+// AtomicBlocks is how many blocks Stage puts into one record: after a crash all of them are there, or none.
+func (v *Volume) AtomicBlocks() int { return min(v.st.opt.RecordBytes/BlockBytes, maxEntries-2) }
 
 // StageZeros makes n blocks from lba on read as zeros; they take no space afterwards.
 func (v *Volume) StageZeros(ctx context.Context, lba, n uint64) (*Ticket, error) {
@@ -152,6 +156,9 @@ func (st *Store) enqueue(ctx context.Context, v *Volume, lba, n uint64, ops []op
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if v.snapshot {
+		return fmt.Errorf("store: %s is a snapshot: %w", v.name, target.ErrReadOnly)
+	}
 	if err := st.wait(ctx, func() bool { return st.closed || v.deleted || payload > 0 && st.full || st.room(entries, payload) }); err != nil {
 		return err
 	}
@@ -184,7 +191,7 @@ func (st *Store) room(entries, payload int) bool {
 		st.buffered+int64(payload) <= max(st.opt.BufferBytes, int64(payload)) && st.zeroRanges < mostZeroRanges
 }
 
-// admit checks the space that ops need, in segments and in the map, and makes the map's pages.
+// admit checks the space that ops need, in segments and in the map, and promises the map's pages.
 func (st *Store) admit(v *Volume, ops []op) error {
 	if st.full || int64(len(st.segs)+st.ckptSegments+spareSegments)*SegmentBytes+st.buffered >= st.opt.CapacityBytes {
 		return fmt.Errorf("store: %d segments: %w", len(st.segs), target.ErrNoSpace)
@@ -192,22 +199,48 @@ func (st *Store) admit(v *Volume, ops []op) error {
 	if st.nextSegment+numbersKept*st.step >= st.numbers {
 		return fmt.Errorf("store: segment number %d of %d: the LUN's numbers are used up: %w", st.nextSegment, st.numbers, target.ErrNoSpace)
 	}
+	need := int64(0)
+	first := len(st.current.pages)
 	for i := range ops {
 		if ops[i].kind != opWrite {
 			continue
 		}
 		for lba, end := ops[i].lba, ops[i].lba+ops[i].count; lba < end; lba = (lba/pageEntries + 1) * pageEntries {
-			if v.m.page(lba) != nil {
+			if v.copying == 0 && v.replacing == 0 && v.m.owns(lba) {
 				continue
 			}
-			if (st.mapPages+1)*pageBytes > st.opt.MapBytes {
-				return fmt.Errorf("store: maps take %d bytes, their limit: %w", st.mapPages*pageBytes, target.ErrNoSpace)
+			st.current.pages = append(st.current.pages, promise{v, lba / pageEntries})
+			if v.promised[lba/pageEntries] == 0 {
+				need++
 			}
-			v.m.ensure(lba)
-			st.mapPages++
 		}
 	}
+	if need > 0 && (st.maps.pages+st.promised+need)*pageBytes > st.opt.MapBytes {
+		st.current.pages = st.current.pages[:first]
+		return fmt.Errorf("store: maps take %d bytes, their limit: %w", st.maps.pages*pageBytes, target.ErrNoSpace)
+	}
+	st.promised += need
+	for _, p := range st.current.pages[first:] {
+		p.v.promised[p.page]++
+	}
 	return nil
+}
+
+// promise is of a page of a map, for a write that is staged; it is kept when the batch is packed.
+type promise struct {
+	v    *Volume
+	page uint64
+}
+
+// kept ends b's promises. mu is held.
+func (st *Store) kept(b *batch) {
+	for _, p := range b.pages {
+		if p.v.promised[p.page]--; p.v.promised[p.page] == 0 {
+			delete(p.v.promised, p.page)
+			st.promised--
+		}
+	}
+	b.pages = nil
 }
 
 // stage makes o visible and adds it to b. mu is held. Recovery stages what it finds the same way.
@@ -227,6 +260,9 @@ func (st *Store) stage(b *batch, v *Volume, o op) {
 	case o.kind == opZero:
 		v.zeros = append(v.zeros, &pending{b: b, unit: unit, lba: o.lba, n: o.count})
 		st.zeroRanges++
+	case o.kind == opCopy || o.kind == opRollback:
+		v.replacing++
+		st.volumes[uint32(o.lba)].copying++
 	}
 	b.ops = append(b.ops, o)
 	b.vols = append(b.vols, v)
@@ -251,8 +287,13 @@ func (v *Volume) newest(lba uint64) *pending {
 // submit stages what f returns for volumes as such, and waits until it is durable. f is called
 // with mu held, and changes what requests see.
 func (st *Store) submit(ctx context.Context, f func() ([]op, error)) error {
+	return st.submitMany(ctx, 1, f)
+}
+
+// submitMany is submit where f returns up to blocks ops with a description. They are in one record.
+func (st *Store) submitMany(ctx context.Context, blocks int, f func() ([]op, error)) error {
 	st.mu.Lock()
-	if err := st.wait(ctx, func() bool { return st.closed || st.room(2, BlockBytes) }); err != nil {
+	if err := st.wait(ctx, func() bool { return st.closed || st.room(blocks+1, blocks*BlockBytes) }); err != nil {
 		st.mu.Unlock()
 		return err
 	}

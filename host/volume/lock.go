@@ -8,6 +8,9 @@ import (
 // rangeLock gives requests that write the same blocks an order, from reading what a partial
 // write needs until its place in the log is taken. It is not held while the log becomes
 // durable. Requests that overlap take their turn in the order they came.
+//
+// Reads of several blocks hold their range while they read, shared among each other, so that none sees half of a
+// write: what is pending and what is in segments is looked up block by block.
 type rangeLock struct {
 	mu   sync.Mutex
 	held []*heldRange // holders and waiters, in the order they came
@@ -15,16 +18,25 @@ type rangeLock struct {
 
 type heldRange struct {
 	first, last uint64
+	shared      bool
 	gone        chan struct{}
 }
 
 // lock returns when blocks first to last-1 are the caller's, and the function that gives them back.
 func (l *rangeLock) lock(ctx context.Context, first, last uint64) (func(), error) {
-	me := &heldRange{first: first, last: last, gone: make(chan struct{})}
+	return l.hold(ctx, &heldRange{first: first, last: last, gone: make(chan struct{})})
+}
+
+// share is lock for readers, who exclude writers only.
+func (l *rangeLock) share(ctx context.Context, first, last uint64) (func(), error) {
+	return l.hold(ctx, &heldRange{first: first, last: last, shared: true, gone: make(chan struct{})})
+}
+
+func (l *rangeLock) hold(ctx context.Context, me *heldRange) (func(), error) {
 	l.mu.Lock()
 	var before []*heldRange
 	for _, h := range l.held {
-		if h.first < last && first < h.last {
+		if h.first < me.last && me.first < h.last && !(h.shared && me.shared) {
 			before = append(before, h)
 		}
 	}

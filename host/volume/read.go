@@ -19,6 +19,13 @@ func (d *Device) Read(ctx context.Context, lba uint64, dst [][]byte) error {
 	}
 	d.stats.reads.Add(1)
 	d.stats.readBytes.Add(n)
+	if e.last-e.first > 1 {
+		unlock, err := d.locks.share(ctx, e.first, e.last)
+		if err != nil {
+			return d.failed(err)
+		}
+		defer unlock()
+	}
 	if len(dst) == 1 && e.from%store.BlockBytes == 0 && e.to%store.BlockBytes == 0 {
 		return d.failed(d.vol.Read(ctx, e.first, dst[0]))
 	}

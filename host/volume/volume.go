@@ -4,9 +4,9 @@
 // It owns what initiators may ask beyond whole 4 KiB blocks: 512-byte logical blocks over the
 // store's 4 KiB (the partial block at either end of a write is read, merged and written),
 // COMPARE AND WRITE, WRITE SAME, and the order between requests that touch the same block. It
-// promises that each logical block is written atomically, that a partial write changes nothing of
+// promises that a write of up to AtomicBlocks is atomic, through a power cut and to readers, that a partial write changes nothing of
 // its neighbours, whatever runs beside it, and that what it acknowledged is durable (the store's
-// promise). It keeps no data.
+// promise). It keeps no data; the volumes' persistent reservations it keeps in the store (reservations.go).
 //
 // write.go holds the path of a write, read.go that of a read.
 package volume
@@ -34,7 +34,10 @@ type Device struct {
 	stats counters
 }
 
-var _ target.Device = (*Device)(nil)
+var _ target.Provisioned = (*Device)(nil)
+
+// lowPercent is the part of the store's capacity below which initiators are warned that space runs out.
+const lowPercent = 10
 
 type counters struct {
 	reads, writes, unmaps, compares, flushes, readBytes, writeBytes, unmapBytes, partial, errors atomic.Uint64
@@ -67,11 +70,23 @@ func Open(st *store.Store, name string, o Options) (*Device, error) {
 // Info describes the unit as initiators see it.
 func (d *Device) Info() target.Info {
 	id := d.vol.UUID()
+	// A journal record carries a write whole. Sectors may begin and end within a block.
+	atomic := uint32(d.vol.AtomicBlocks())
+	if d.shift > 0 {
+		atomic = (atomic - 1) << d.shift
+	}
 	return target.Info{
-		Blocks: uint64(d.vol.Size()) / uint64(d.block), BlockBytes: d.block, PhysicalExponent: uint8(d.shift),
+		AtomicBlocks: max(atomic, 1),
+		Blocks:       uint64(d.vol.Size()) / uint64(d.block), BlockBytes: d.block, PhysicalExponent: uint8(d.shift),
 		OptimalBlocks: (128 << 10) / d.block, MaxBlocks: (4 << 20) / d.block, UnmapGranularityBlocks: store.BlockBytes / d.block,
 		Thin: true, UUID: id, Vendor: "LEDGE", Product: "VOLUME", Revision: "1", Serial: fmt.Sprintf("%x", id[:8]),
 	}
+}
+
+// Space implements target.Provisioned: all volumes of a store write to the same segments.
+func (d *Device) Space() target.Space {
+	used, available, capacity := d.vol.Space()
+	return target.Space{UsedBytes: uint64(used), AvailableBytes: uint64(available), Shared: true, ThresholdBytes: uint64(capacity) / 100 * lowPercent}
 }
 
 // Stats returns the counters.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ledge-storage/ledge/nvram"
@@ -22,6 +23,11 @@ const (
 	refuseSize
 	refuseRegion
 )
+
+// buffersWriter is a connection that is no socket and writes several buffers at once all the same (package window).
+type buffersWriter interface {
+	WriteBuffers(bufs [][]byte) (int64, error)
+}
 
 // outgoing is a message to send. A frame's record follows the payload and is released once sent.
 type outgoing struct {
@@ -50,7 +56,17 @@ type conn struct {
 	peer   hello
 	feed   *nvram.Feed
 	mirror *nvram.Mirror
-	sent   uint64 // messages
+
+	// wmu is held by whoever writes to nc; it guards the fields below.
+	wmu        sync.Mutex
+	sent       uint64 // messages
+	heads      []byte
+	vec        net.Buffers
+	writeUntil time.Time // the deadline that is set
+	// queued counts what was posted and is not written: who finds it zero may write itself and overtakes nothing of its own.
+	queued atomic.Int64
+
+	readUntil time.Time // the reader's
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -91,7 +107,12 @@ func (c *conn) hurry() {
 
 // await sets the deadline of the next read.
 func (c *conn) await() {
-	c.nc.SetReadDeadline(time.Now().Add(c.link.opts.Timeout))
+	now, timeout := time.Now(), c.link.opts.Timeout
+	if c.readUntil.Sub(now) > timeout*7/8 { // to move a deadline costs more than to look at the clock
+		return
+	}
+	c.readUntil = now.Add(timeout)
+	c.nc.SetReadDeadline(c.readUntil)
 	if c.ctx.Err() != nil { // hurry came before
 		c.hurry()
 	}
@@ -216,31 +237,36 @@ func (c *conn) take(m message, handle func(message) error) error {
 
 // post queues a message.
 func (c *conn) post(o outgoing) error {
+	c.queued.Add(1)
 	select {
 	case c.out <- o:
 		return nil
 	case <-c.ctx.Done():
-		if o.item != nil {
-			o.item.Release()
-		}
 		return context.Cause(c.ctx)
 	}
+}
+
+// answer sends a small message from the caller's goroutine if the socket is free, else it queues it.
+func (c *conn) answer(o outgoing) error {
+	if c.queued.Load() != 0 || !c.wmu.TryLock() {
+		return c.post(o)
+	}
+	defer c.wmu.Unlock()
+	return c.write([]outgoing{o})
 }
 
 // writer sends what is queued, all that is there in one writev, and a heartbeat when there was nothing.
 func (c *conn) writer() {
 	beat := time.NewTicker(c.link.opts.Heartbeat)
 	defer beat.Stop()
-	defer c.drain()
 	var batch []outgoing
-	var heads []byte
-	var vec net.Buffers
 	for {
 		batch = batch[:0]
 		select {
 		case o := <-c.out:
 			batch = append(batch, o)
 		case <-beat.C:
+			c.queued.Add(1)
 			batch = append(batch, outgoing{kind: msgHeartbeat})
 		case <-c.ctx.Done():
 			c.farewell()
@@ -249,32 +275,59 @@ func (c *conn) writer() {
 		for size := batch[0].size(); len(batch) < cap(c.out) && len(c.out) > 0 && size < batchBytes; size += batch[len(batch)-1].size() {
 			batch = append(batch, <-c.out)
 		}
-		if n := len(batch) * headerBytes; cap(heads) < n {
-			heads = make([]byte, n)
-		}
-		vec = vec[:0]
-		for i, o := range batch {
-			h := heads[i*headerBytes:][:headerBytes]
-			c.sent++
-			putHeader(h, o.kind, c.sent, o.size(), o.payload)
-			vec = append(vec, h, o.payload)
-			if o.item != nil {
-				vec = append(vec, o.item.Frame)
-			}
-		}
-		c.nc.SetWriteDeadline(time.Now().Add(c.link.opts.Timeout))
-		all := vec
-		_, err := all.WriteTo(c.nc)
-		for _, o := range batch {
-			if o.item != nil {
-				o.item.Release()
-			}
-		}
+		c.wmu.Lock()
+		err := c.write(batch)
+		c.wmu.Unlock()
+		c.queued.Add(-int64(len(batch)))
 		if err != nil {
-			c.close(fmt.Errorf("mirror: write: %w", err))
 			return
 		}
 	}
+}
+
+// write sends messages in one writev and releases their frames. An error ends the connection. Called with wmu held.
+func (c *conn) write(batch []outgoing) error {
+	if n := len(batch) * headerBytes; cap(c.heads) < n {
+		c.heads = make([]byte, n)
+	}
+	vec := c.vec[:0]
+	for i, o := range batch {
+		h := c.heads[i*headerBytes:][:headerBytes]
+		c.sent++
+		putHeader(h, o.kind, c.sent, o.size(), o.payload)
+		vec = append(vec, h)
+		if len(o.payload) > 0 {
+			vec = append(vec, o.payload)
+		}
+		if o.item != nil {
+			vec = append(vec, o.item.Frame)
+		}
+	}
+	c.vec = vec
+	now, timeout := time.Now(), c.link.opts.Timeout
+	if c.writeUntil.Sub(now) < timeout*7/8 && c.ctx.Err() == nil {
+		c.writeUntil = now.Add(timeout)
+		c.nc.SetWriteDeadline(c.writeUntil)
+		if c.ctx.Err() != nil { // hurry came before
+			c.hurry()
+		}
+	}
+	var err error
+	if w, ok := c.nc.(buffersWriter); ok {
+		_, err = w.WriteBuffers(vec)
+	} else {
+		_, err = vec.WriteTo(c.nc)
+	}
+	for i := range batch {
+		if it := batch[i].item; it != nil {
+			it.Release()
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("mirror: write: %w", err)
+		c.close(err)
+	}
+	return err
 }
 
 // farewell tells the partner why, if it is the partner's fault or concern. The socket may be closed already.
@@ -296,20 +349,8 @@ func (c *conn) farewell() {
 		return
 	}
 	text := err.Error()
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
 	c.nc.SetWriteDeadline(time.Now().Add(c.link.opts.Timeout / 4))
 	_ = c.send(msgRefuse, append([]byte{code}, text[:min(len(text), maxSmall-1)]...)) // the connection ends either way
-}
-
-// drain releases what was never sent. Nobody posts after ctx is done but to find it done.
-func (c *conn) drain() {
-	for {
-		select {
-		case o := <-c.out:
-			if o.item != nil {
-				o.item.Release()
-			}
-		default:
-			return
-		}
-	}
 }

@@ -1,5 +1,5 @@
-// Package mirror carries a controller's nvram log to its partner, over one authenticated TCP connection that also
-// takes control messages both ways.
+// Package mirror carries a controller's nvram log to its partner, over one authenticated connection (TCP, or shared memory by
+// package window) that also takes control messages both ways.
 //
 // It owns the connection and the order of what goes over it. It promises: frames reach the partner's mirror
 // in log order, each acknowledged once it is durable there; a partner that is not of this shelf, or does
@@ -9,7 +9,7 @@
 //
 // # Messages
 //
-// Little endian, over TCP. Each side numbers its messages from 1.
+// Little endian, over a stream of bytes. Each side numbers its messages from 1.
 //
 //	off  size  field
 //	  0     4  magic "LMR1"

@@ -114,6 +114,9 @@ func randomLinks(t *testing.T, seed uint64) {
 	if err := l.Settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if n := l.Stats().Acked; n > trimmed+6 { // the writers may have filled the log before one of them came to trim it
+		trimmed = n - 6
+	}
 	l.Trim(trimmed)
 	if _, err := l.Append(t.Context(), set(name+1, 1)); err != nil {
 		t.Fatal(err)

@@ -159,12 +159,15 @@ func (l *Link) Send(ctx context.Context, kind string, body []byte) error {
 	}
 	p := append(make([]byte, 0, 1+len(kind)+len(body)), byte(len(kind)))
 	p = append(append(p, kind...), body...)
+	c.queued.Add(1)
 	select {
 	case c.out <- outgoing{kind: msgControl, payload: p}:
 		return nil
 	case <-c.ctx.Done():
+		c.queued.Add(-1)
 		return ErrNotConnected
 	case <-ctx.Done():
+		c.queued.Add(-1)
 		return fmt.Errorf("mirror: send %s: %w", kind, ctx.Err())
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -23,6 +24,9 @@ type owner struct {
 	flying int64
 	sizes  []flight
 	moved  *sync.Cond
+
+	turn  sync.Mutex // taken before conn.wmu, and that before mu
+	batch []outgoing // guarded by turn
 }
 
 type flight struct {
@@ -122,6 +126,7 @@ func (o *owner) begin(state nvram.MirrorState) (*nvram.Session, error) {
 		}
 		select {
 		case <-o.ready:
+			s.OnReady(o.prompt)
 			return s, nil
 		case <-o.c.ctx.Done():
 			return s, context.Cause(o.c.ctx)
@@ -140,30 +145,105 @@ func (o *owner) sleep(d time.Duration) bool {
 	}
 }
 
-// step sends the session's next item, once the window has room.
-func (o *owner) step(s *nvram.Session) error {
-	it, err := s.Next()
-	if err != nil {
-		return err
+// A record goes to the partner from one of two goroutines. The one that appended it sends it before it writes to the
+// own region, where little is on its way (prompt): a write alone changes no goroutine here. All else is the feed's: what
+// is read back from the region, what finds the socket busy or the window full. turn is the right to take items and
+// send them, so that they leave in the session's order.
+
+// promptBytes bounds what may be on its way when a record's writer sends it: it must not be held up by a partner that
+// does not read, before its own region has the record. A socket's buffer takes so much.
+const promptBytes = 128 << 10
+
+// prompt is called by the goroutine that made a record ready. It answers whether nothing is left for the feed to do.
+func (o *owner) prompt() bool {
+	if !o.turn.TryLock() {
+		return false
 	}
-	switch it.Kind {
-	case nvram.ItemTrim:
-		return o.c.post(outgoing{kind: msgTrim, payload: appendPositions(nil, it.Tail)})
-	case nvram.ItemComplete:
-		return o.c.post(outgoing{kind: msgComplete, payload: le.AppendUint64(nil, it.LSN)})
+	defer o.turn.Unlock()
+	if !o.c.wmu.TryLock() {
+		return false
 	}
-	o.launch(it.LSN, int64(len(it.Frame)))
-	payload := le.AppendUint64(make([]byte, 0, frameHead), it.LSN)
-	return o.c.post(outgoing{kind: msgFrame, payload: le.AppendUint64(payload, it.Off), item: &it})
+	defer o.c.wmu.Unlock()
+	held, more, err := o.send(promptBytes, promptBytes)
+	return err == nil && held == 0 && !more
 }
 
-// launch waits for room in the window.
+// step waits for something to send, and sends what there is.
+func (o *owner) step(s *nvram.Session) error {
+	if err := s.Wait(); err != nil {
+		return err
+	}
+	o.turn.Lock()
+	o.c.wmu.Lock()
+	held, _, err := o.send(batchBytes, o.c.link.opts.Window)
+	o.c.wmu.Unlock()
+	o.turn.Unlock()
+	if held > 0 && err == nil {
+		o.await(held)
+	}
+	return err
+}
+
+// send takes what is there and fits into the window, up to about batch bytes, and writes it at once. held is the
+// size of a frame that does not fit; more says that there may be more. Called with turn and wmu held.
+func (o *owner) send(batch, window int64) (held int64, more bool, err error) {
+	out, size := o.batch[:0], int64(0)
+	for len(out) < maxBatch && size < batch {
+		room := o.room(window)
+		it, n, ok, nerr := o.session.TryNext(room)
+		if !ok {
+			held, err = n, nerr
+			break
+		}
+		size += n
+		g := outgoing{kind: msgFrame, item: &it}
+		switch it.Kind {
+		case nvram.ItemTrim:
+			g = outgoing{kind: msgTrim, payload: appendPositions(nil, it.Tail)}
+		case nvram.ItemComplete:
+			g = outgoing{kind: msgComplete, payload: le.AppendUint64(nil, it.LSN)}
+		default:
+			o.launch(it.LSN, n)
+			g.payload = le.AppendUint64(le.AppendUint64(make([]byte, 0, frameHead), it.LSN), it.Off)
+		}
+		out = append(out, g)
+	}
+	o.batch = out
+	more = size >= batch || len(out) == maxBatch
+	if len(out) > 0 {
+		if werr := o.c.write(out); err == nil {
+			err = werr
+		}
+	}
+	return held, more, err
+}
+
+// maxBatch is how many messages one writev carries.
+const maxBatch = 64
+
+// room is how large a frame may be now: any, when none is on its way.
+func (o *owner) room(window int64) int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.flying == 0 && window == o.c.link.opts.Window {
+		return math.MaxInt64
+	}
+	return max(window-o.flying, 0)
+}
+
+// await waits until the window has room for a frame, and a quarter more: so that small ones go out together.
+func (o *owner) await(size int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.flying > 0 && o.flying+size > o.c.link.opts.Window*3/4 && o.c.ctx.Err() == nil {
+		o.moved.Wait()
+	}
+}
+
+// launch counts a frame that is sent.
 func (o *owner) launch(lsn uint64, size int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for o.flying > 0 && o.flying+size > o.c.link.opts.Window && o.c.ctx.Err() == nil {
-		o.moved.Wait()
-	}
 	o.flying += size
 	o.sizes = append(o.sizes, flight{lsn, size})
 }

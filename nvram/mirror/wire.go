@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -103,6 +104,14 @@ type decoder struct {
 	head [headerBytes + frameHead]byte
 	// wait is called before each read that may take long: it sets the deadline.
 	wait func()
+}
+
+// buffered is how many bytes of what comes next are here already.
+func (d *decoder) buffered() int {
+	if b, ok := d.r.(*bufio.Reader); ok {
+		return b.Buffered()
+	}
+	return 0
 }
 
 func (d *decoder) next() (message, error) {

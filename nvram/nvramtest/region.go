@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 )
 
@@ -21,7 +22,8 @@ type Region struct {
 	Hold func(off int64, n int)
 
 	mu      sync.Mutex
-	b       []byte
+	size    int64
+	pages   [][]byte // immutable, so that copies are cheap; nil: zeros
 	granule int
 	rng     *rand.Rand
 	off     bool // power
@@ -31,14 +33,19 @@ type Region struct {
 	fail    error
 }
 
+const pageBytes = 4096
+
 type write struct {
 	p   []byte
 	off int64
 }
 
+// Image is the content of a region at a moment.
+type Image struct{ pages [][]byte }
+
 // NewRegion returns size zeros. granule is 8 or 512; what tears follows from seed.
 func NewRegion(size int64, granule int, seed uint64) *Region {
-	return &Region{b: make([]byte, size), granule: granule, rng: rand.New(rand.NewPCG(seed, 1)), under: map[*write]struct{}{}}
+	return &Region{size: size, pages: make([][]byte, (size+pageBytes-1)/pageBytes), granule: granule, rng: rand.New(rand.NewPCG(seed, 1)), under: map[*write]struct{}{}}
 }
 
 // CutAt cuts the power during the nth write from now (1 is the next); 0 never.
@@ -90,22 +97,69 @@ func (r *Region) Off() bool {
 func (r *Region) Bytes() []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]byte(nil), r.b...)
+	b := make([]byte, r.size)
+	r.read(b, 0)
+	return b
+}
+
+// Image is a copy of the content that costs nothing; Show makes one the content.
+func (r *Region) Image() Image {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return Image{slices.Clone(r.pages)}
+}
+
+// Show replaces the content by an image's.
+func (r *Region) Show(i Image) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.pages)
+	copy(r.pages, i.pages)
+}
+
+// page gives a page that may be changed.
+func (r *Region) page(i int64) []byte {
+	p := make([]byte, pageBytes)
+	copy(p, r.pages[i])
+	r.pages[i] = p
+	return p
+}
+
+// read and write are of whole pages, but that the last may be short. Called with mu held.
+func (r *Region) read(p []byte, off int64) {
+	for len(p) > 0 {
+		if page := r.pages[off/pageBytes]; page != nil {
+			copy(p, page)
+		} else {
+			clear(p[:min(len(p), pageBytes)])
+		}
+		n := min(len(p), pageBytes)
+		p, off = p[n:], off+int64(n)
+	}
+}
+
+func (r *Region) write(p []byte, off int64) {
+	for len(p) > 0 {
+		page := make([]byte, pageBytes)
+		n := copy(page, p)
+		r.pages[off/pageBytes] = page
+		p, off = p[n:], off+int64(n)
+	}
 }
 
 // Load replaces the content.
 func (r *Region) Load(b []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.b)
-	copy(r.b, b)
+	clear(r.pages)
+	r.write(b[:min(int64(len(b)), r.size)], 0)
 }
 
 // Flip inverts a bit: rot.
 func (r *Region) Flip(off int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.b[off] ^= 1 << (off & 7)
+	r.page(off / pageBytes)[off%pageBytes] ^= 1 << (off & 7)
 }
 
 // ReadAt implements nvram.Region.
@@ -115,7 +169,8 @@ func (r *Region) ReadAt(p []byte, off int64) (int, error) {
 	if err := r.check(p, off); err != nil {
 		return 0, err
 	}
-	return copy(p, r.b[off:]), nil
+	r.read(p, off)
+	return len(p), nil
 }
 
 // WriteAt implements nvram.Region.
@@ -145,7 +200,8 @@ func (r *Region) WriteAt(p []byte, off int64) (int, error) {
 		return 0, ErrPower
 	}
 	delete(r.under, w)
-	return copy(r.b[off:], p), nil
+	r.write(p, off)
+	return len(p), nil
 }
 
 // cut tears what is under way. Called with mu held.
@@ -161,7 +217,7 @@ func (r *Region) tear(w *write) {
 	whole, none := r.rng.IntN(8) == 0, r.rng.IntN(8) == 0
 	for i := 0; i < len(w.p); i += r.granule {
 		if whole || !none && r.rng.IntN(2) == 0 {
-			copy(r.b[w.off+int64(i):], w.p[i:min(i+r.granule, len(w.p))])
+			copy(r.page((w.off + int64(i)) / pageBytes)[(w.off+int64(i))%pageBytes:], w.p[i:min(i+r.granule, len(w.p))])
 		}
 	}
 }
@@ -170,14 +226,14 @@ func (r *Region) check(p []byte, off int64) error {
 	if r.off {
 		return ErrPower
 	}
-	if off < 0 || off+int64(len(p)) > int64(len(r.b)) || off%4096 != 0 || len(p)%4096 != 0 {
-		return fmt.Errorf("nvramtest: %d bytes at %d of a region of %d", len(p), off, len(r.b))
+	if off < 0 || off+int64(len(p)) > r.size || off%4096 != 0 || len(p)%4096 != 0 {
+		return fmt.Errorf("nvramtest: %d bytes at %d of a region of %d", len(p), off, r.size)
 	}
 	return nil
 }
 
 // Size implements nvram.Region.
-func (r *Region) Size() int64 { return int64(len(r.b)) }
+func (r *Region) Size() int64 { return r.size }
 
 // Close implements nvram.Region; the content stays.
 func (r *Region) Close() error { return nil }

@@ -31,8 +31,8 @@ func TestFile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r.Size() != 8*blockBytes || buffered && r.Direct() {
-				t.Fatal(r.Size(), r.Direct())
+			if r.Size() != 8*blockBytes || buffered && r.(*File).Direct() {
+				t.Fatal(r.Size(), r.Medium())
 			}
 			if _, err := Open(path, Options{}); !errors.Is(err, ErrInUse) {
 				t.Fatalf("opened twice: %v", err)

@@ -1,21 +1,34 @@
-// Bench compares Ledge's targets with other targets and with the machine's floor, in one run, alternating.
+// Bench compares Ledge's targets with other targets and with the machine's floor, in one run, alternating, and holds
+// the engine's figures against what is asked of it.
 //
 // Usage:
 //
-//	go run ./qa/bench [-seconds 2] [-rounds 3] [-targets a,b] [-json FILE]
+//	go run ./qa/bench [-quick] [-seconds 1] [-rounds 5] [-targets a,b] [-cells REGEXP] [-placement pinned,free]
+//		[-client auto|libiscsi|raw|both] [-spin 50µs] [-idle 40s] [-nice 0] [-realtime] [-json FILE]
 //
-// Every target gets the same load from the same client (qa/bench/client/iscsiload.c, over Debian's
-// libiscsi), on files in /dev/shm. A cell is one load; in each round of a cell every target is measured once, in an order
-// that turns from round to round, so that a slow second of the machine hits all alike. A figure is the median of its rounds;
-// ratios are of medians. What stands in the table is what was measured in this run, nothing else.
+// Loads. A cell is one load (cell.go); cells have short names, as 4k-read-qd32, that -cells matches. Every target gets the same
+// load from the same client, on memory or files in /dev/shm. In each round of a cell every target is measured once, in an
+// order that turns from round to round, so that a slow second of the machine hits all alike. A figure is the median of its
+// rounds, with the least and the greatest; a ratio is the median of the rounds' ratios, each of two measurements of the
+// same round. What stands in the table is what was measured in this run, nothing else.
 //
-// Targets: "loopback" and "loopback-batch" (qa/peers/null: they only answer), "tgtd" and "gotgt" on a file,
-// "engine" (Ledge's engine on memory), "shelf" (a plain LUN of a shelf of two controllers, mirrored NVRAM and
-// 8+2 over twelve drives, as processes) and "volume" (a volume of an agent on that shelf).
+// Placements. Each cell is measured with target and client pinned, each to a core of its own (placement.go), and free. The
+// targets are started anew for each. The whole system ("shelf", "volume") is six processes: it runs free only.
+//
+// Clients (qa/bench/client). libiscsi, compiled against Debian's, is what users' initiators resemble; it makes a system call
+// for each request and two for each answer, and so is the limit where many small commands are in flight. There rawload, with few
+// system calls for many commands, shows what the target could. The CPU time of both sides stands beside every figure.
+//
+// Targets. "loopback" and "loopback-batch" (qa/peers/null: they only answer, a request at a time or all that have come),
+// "loopback-memory" (the same as the latter, but with the bytes of a memory as large as the LUN: the bound of a target that keeps data),
+// "tgtd" and "gotgt" on a file, "engine" (Ledge's engine on memory), "loopback-spin" and "engine-spin" (the same, looking for the next
+// request for -spin before they sleep; where one command is in flight), "shelf" (a plain LUN of a shelf of two controllers, mirrored
+// NVRAM and 8+2 over twelve drives, as processes) and "volume" (a volume of an agent on that shelf).
+//
+// Idle. With -idle above 0, fresh targets hold idle sessions: their CPU time with 100, their memory with 1000 (idle.go).
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,235 +37,178 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
+	"regexp"
 	"runtime"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
-// A Cell is one load.
-type Cell struct {
-	Op      string `json:"op"`      // read or write
-	Pattern string `json:"pattern"` // rand or seq
-	Bytes   int    `json:"bytes"`
-	Depth   int    `json:"depth"`
+// A Report is all that a run found.
+type Report struct {
+	Date      string    `json:"date"`
+	Commit    string    `json:"commit"`
+	Cores     int       `json:"cores"`
+	Processor string    `json:"processor"`
+	Kernel    string    `json:"kernel"`
+	Go        string    `json:"go"`
+	Seconds   float64   `json:"seconds"`
+	Rounds    int       `json:"rounds"`
+	Figures   []Figure  `json:"figures"`
+	Idle      []Idle    `json:"idle"`
+	Verdicts  []Verdict `json:"verdicts"`
 }
 
-func (c Cell) String() string {
-	pattern := map[string]string{"rand": "random", "seq": "sequential"}[c.Pattern]
-	return fmt.Sprintf("%d KiB %s %s, QD %d", c.Bytes>>10, pattern, c.Op, c.Depth)
+// options are the flags.
+type options struct {
+	quick, realtime                            bool
+	seconds                                    float64
+	rounds, nice                               int
+	targets, cells, placements, client, report string
+	spin, idle                                 time.Duration
 }
-
-var cells = []Cell{
-	{"read", "rand", 4 << 10, 1}, {"read", "rand", 4 << 10, 32},
-	{"write", "rand", 4 << 10, 1}, {"write", "rand", 4 << 10, 32},
-	{"read", "seq", 128 << 10, 8}, {"write", "seq", 128 << 10, 8},
-}
-
-// A Result is what iscsiload prints.
-type Result struct {
-	IOPS float64 `json:"iops"`
-	MBps float64 `json:"mbps"`
-	P50  float64 `json:"p50_us"`
-	P99  float64 `json:"p99_us"`
-}
-
-// A Figure is a target's median in a cell.
-type Figure struct {
-	Cell   Cell   `json:"cell"`
-	Target string `json:"target"`
-	Result
-	Rounds []float64 `json:"rounds_iops"`
-	Error  string    `json:"error,omitempty"`
-}
-
-// A Target is something to measure.
-type Target struct {
-	Name string
-	URL  string
-	Stop func() error
-}
-
-// spanMiB is the part of each LUN that is read and written: larger than a CPU cache, smaller than memory.
-const spanMiB = 512
 
 func main() {
-	seconds := flag.Float64("seconds", 2, "seconds a measurement")
-	rounds := flag.Int("rounds", 3, "measurements of each target in each cell")
-	only := flag.String("targets", "", "comma-separated targets; empty: all")
-	out := flag.String("json", "", "also write the figures to this file")
+	var o options
+	flag.BoolVar(&o.quick, "quick", false, "0.4 s a measurement, 3 rounds, 3 s idle, without gotgt, shelf and volume (flags that are given stay)")
+	flag.Float64Var(&o.seconds, "seconds", 1, "seconds a measurement")
+	flag.IntVar(&o.rounds, "rounds", 5, "measurements of each target in each cell")
+	flag.IntVar(&o.nice, "nice", 0, "nice value of all that is measured; below 0 needs root")
+	flag.BoolVar(&o.realtime, "realtime", false, "real-time scheduling of all that is measured (root): for a machine that others keep busy; not for figures to publish")
+	flag.StringVar(&o.targets, "targets", "", "comma-separated targets; empty: all")
+	flag.StringVar(&o.cells, "cells", "", "only the cells whose short names match this expression, e.g. 'qd32|8x8'")
+	flag.StringVar(&o.placements, "placement", pinned+","+free, "comma-separated placements")
+	flag.StringVar(&o.client, "client", "auto", "libiscsi, raw, both, or auto: libiscsi, and raw where it likely is the limit")
+	flag.StringVar(&o.report, "json", "", "also write the report to this file")
+	flag.DurationVar(&o.spin, "spin", spinDefault, "how long the spinning targets look for a request before they sleep")
+	flag.DurationVar(&o.idle, "idle", 40*time.Second, "how long idle sessions are watched; 0: not. The engine pings a silent one after 30 s")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *seconds, *rounds, *only, *out); err != nil {
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, seconds float64, rounds int, only, out string) (err error) {
+func run(ctx context.Context, o options) (err error) {
+	names, filter, err := o.settle()
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("/dev/shm", "ledge-bench-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	client := filepath.Join(dir, "iscsiload")
-	if o, err := exec.CommandContext(ctx, "gcc", "-O2", "-o", client, "qa/bench/client/iscsiload.c", "-liscsi").CombinedOutput(); err != nil {
-		return fmt.Errorf("compile iscsiload (packages gcc, libiscsi-dev): %w: %s", err, o)
+	b := &bench{dir: dir, seconds: o.seconds, rounds: o.rounds, spin: o.spin}
+	if err := errors.Join(b.buildClients(ctx), b.buildTargets(ctx)); err != nil {
+		return err
 	}
-	targets, err := startTargets(ctx, dir, only)
-	defer func() {
-		for _, t := range targets {
-			err = errors.Join(err, t.Stop())
-		}
-	}()
+	undo, err := prefer(o.nice, o.realtime)
+	defer func() { err = errors.Join(err, undo()) }()
 	if err != nil {
 		return err
 	}
-	// A first write of the whole span, so that no target answers reads from blocks never written.
-	for _, t := range targets {
-		fmt.Fprintf(os.Stderr, "filling %s\n", t.Name)
-		if err := fill(ctx, client, t); err != nil {
+	report := newReport(ctx, o)
+	for _, placement := range strings.Split(o.placements, ",") {
+		if placement == pinned && runtime.NumCPU() < 2 {
+			fmt.Fprintln(os.Stderr, "pinned: there is one core only")
+			continue
+		}
+		figures, err := b.place(ctx, placement, rows(placement, filter, o.client), names)
+		report.Figures = append(report.Figures, figures...)
+		if err != nil {
 			return err
 		}
 	}
-	var figures []Figure
-	for _, c := range cells {
-		figures = append(figures, measure(ctx, client, c, targets, seconds, rounds)...)
-		if ctx.Err() != nil {
-			return ctx.Err()
+	if o.idle > 0 {
+		if report.Idle, err = b.idle(ctx, names, o.idle); err != nil {
+			return err
 		}
 	}
-	print(figures, targets, seconds, rounds)
-	if out == "" {
+	report.Verdicts = judge(report.Figures, report.Idle)
+	table(os.Stdout, report)
+	if o.report == "" {
 		return nil
 	}
-	b, err := json.MarshalIndent(figures, "", " ")
+	j, err := json.MarshalIndent(report, "", " ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(out, append(b, '\n'), 0o644)
+	return os.WriteFile(o.report, append(j, '\n'), 0o644)
 }
 
-// fill writes the span once in order; targets that are slow get as long as they need.
-func fill(ctx context.Context, client string, t Target) error {
-	img := filepath.Join(filepath.Dir(client), "fill.raw")
-	defer os.Remove(img)
-	if t.Name == "loopback" || t.Name == "loopback-batch" {
-		return nil
-	}
-	var r struct {
-		Ops int `json:"ops"`
-	}
-	for written := 0; written < spanMiB<<20; written += r.Ops * (128 << 10) {
-		b, err := load(ctx, client, t.URL, Cell{"write", "seq", 128 << 10, 8}, 2)
-		if err != nil {
-			return fmt.Errorf("fill %s: %w", t.Name, err)
+// settle checks the flags, and applies -quick to those that were not given.
+func (o *options) settle() (names []string, filter *regexp.Regexp, err error) {
+	all := targetNames
+	if o.quick {
+		given := map[string]bool{}
+		flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		if !given["seconds"] {
+			o.seconds = .4
 		}
-		if err := json.Unmarshal(b, &r); err != nil || r.Ops == 0 {
-			return fmt.Errorf("fill %s: no progress: %s", t.Name, b)
+		if !given["rounds"] {
+			o.rounds = 3
 		}
-		if r.Ops*(128<<10) < spanMiB<<20 && written == 0 {
-			// Slower than the span in one go: one long run covers it, as each run starts at zero.
-			longer := 2.5 * float64(spanMiB<<20) / float64(r.Ops*(128<<10))
-			if b, err = load(ctx, client, t.URL, Cell{"write", "seq", 128 << 10, 8}, longer); err != nil {
-				return fmt.Errorf("fill %s: %w", t.Name, err)
-			}
-			return nil
+		if !given["idle"] {
+			o.idle = 3 * time.Second
+		}
+		all = []string{"loopback", "loopback-batch", "loopback-memory", "loopback-spin", "tgtd", "engine", "engine-spin"}
+	}
+	if names, err = chosen(o.targets, all); err != nil {
+		return nil, nil, err
+	}
+	if filter, err = regexp.Compile(o.cells); err != nil {
+		return nil, nil, fmt.Errorf("-cells: %w", err)
+	}
+	for _, p := range strings.Split(o.placements, ",") {
+		if p != pinned && p != free {
+			return nil, nil, fmt.Errorf("-placement %q: pinned, free, or both", p)
 		}
 	}
-	return nil
+	switch {
+	case o.client != "auto" && o.client != "both" && o.client != libiscsi && o.client != raw:
+		err = fmt.Errorf("-client %q: auto, libiscsi, raw or both", o.client)
+	case o.seconds <= 0 || o.rounds < 1:
+		err = errors.New("-seconds and -rounds are above 0")
+	}
+	return names, filter, err
 }
 
-func measure(ctx context.Context, client string, c Cell, targets []Target, seconds float64, rounds int) []Figure {
-	figures := make([]Figure, len(targets))
-	results := make([][]Result, len(targets))
-	for i, t := range targets {
-		figures[i] = Figure{Cell: c, Target: t.Name}
+// place starts the targets for a placement, measures the rows, and stops them.
+func (b *bench) place(ctx context.Context, placement string, rows []Row, names []string) (figures []Figure, err error) {
+	if len(rows) == 0 {
+		return nil, nil
 	}
-	for round := range rounds {
-		for j := range targets {
-			i := (j + round) % len(targets)
-			if figures[i].Error != "" || ctx.Err() != nil {
-				continue
-			}
-			fmt.Fprintf(os.Stderr, "%s: round %d: %-14s ", c, round+1, targets[i].Name)
-			b, err := load(ctx, client, targets[i].URL, c, seconds)
-			var r Result
-			if err == nil {
-				err = json.Unmarshal(b, &r)
-			}
-			if err != nil {
-				figures[i].Error = err.Error()
-				fmt.Fprintln(os.Stderr, err)
-				continue
-			}
-			fmt.Fprintf(os.Stderr, "%9.0f IOPS %8.1f MB/s p99 %8.1f us\n", r.IOPS, r.MBps, r.P99)
-			results[i] = append(results[i], r)
-			figures[i].Rounds = append(figures[i].Rounds, r.IOPS)
-		}
-	}
-	for i, rs := range results {
-		if len(rs) > 0 {
-			slices.SortFunc(rs, func(a, b Result) int { return cmp.Compare(a.IOPS, b.IOPS) })
-			figures[i].Result = rs[len(rs)/2]
-		}
-	}
-	return figures
-}
-
-func load(ctx context.Context, client, url string, c Cell, seconds float64) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, client, url, c.Op, c.Pattern, strconv.Itoa(c.Bytes), strconv.Itoa(c.Depth),
-		strconv.FormatFloat(seconds, 'f', 2, 64), strconv.Itoa(spanMiB))
-	var msg strings.Builder
-	cmd.Stderr = &msg
-	b, err := cmd.Output()
+	targets, err := b.startAll(ctx, placement, names)
+	defer func() { err = errors.Join(err, stopAll(targets), os.RemoveAll(b.dir+"/"+placement)) }()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", err, strings.TrimSpace(msg.String()))
+		return nil, err
 	}
-	return b, nil
-}
-
-// print writes the table as Markdown: for each cell the figure, and its ratio to tgtd's and to the loopback's.
-func print(figures []Figure, targets []Target, seconds float64, rounds int) {
-	fmt.Printf("%d cores, %s, %.0f s a measurement, median of %d, alternating; client and targets share the cores; files in /dev/shm.\n",
-		runtime.NumCPU(), runtime.Version(), seconds, rounds)
-	fmt.Printf("A cell: IOPS (MB/s from 128 KiB up) · ratio to tgtd · ratio to loopback · p99\n\n|  |")
 	for _, t := range targets {
-		fmt.Printf(" %s |", t.Name)
-	}
-	fmt.Printf("\n| --- |%s\n", strings.Repeat(" --- |", len(targets)))
-	for _, c := range cells {
-		fmt.Printf("| %s |", c)
-		base := map[string]float64{}
-		for _, f := range figures {
-			if f.Cell == c {
-				base[f.Target] = f.IOPS
-			}
+		if err := b.fill(ctx, t); err != nil {
+			return nil, err
 		}
-		for _, f := range figures {
-			if f.Cell != c {
-				continue
-			}
-			if f.Error != "" {
-				fmt.Printf(" failed: %s |", f.Error)
-				continue
-			}
-			value := fmt.Sprintf("%.1fk", f.IOPS/1000)
-			if c.Bytes >= 128<<10 {
-				value = fmt.Sprintf("%.0f", f.MBps)
-			}
-			fmt.Printf(" %s · %s · %s · %.0f µs |", value, ratio(f.IOPS, base["tgtd"]), ratio(f.IOPS, base["loopback"]), f.P99)
-		}
-		fmt.Println()
 	}
+	for _, row := range rows {
+		figures = append(figures, b.measure(ctx, row, targets)...)
+		if ctx.Err() != nil {
+			return figures, ctx.Err()
+		}
+	}
+	return figures, nil
 }
 
-func ratio(a, b float64) string {
-	if b == 0 {
-		return "–"
-	}
-	return fmt.Sprintf("%.2f", a/b)
+func newReport(ctx context.Context, o options) Report {
+	r := Report{Date: time.Now().Format(time.DateOnly), Cores: runtime.NumCPU(), Go: runtime.Version(), Seconds: o.seconds, Rounds: o.rounds}
+	commit, _ := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output() // empty outside a checkout
+	r.Commit = strings.TrimSpace(string(commit))
+	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	r.Kernel = strings.TrimSpace(string(kernel))
+	cpu, _ := os.ReadFile("/proc/cpuinfo")
+	_, model, _ := strings.Cut(string(cpu), "model name")
+	model, _, _ = strings.Cut(model, "\n")
+	r.Processor = strings.Trim(model, "\t :")
+	return r
 }

@@ -55,8 +55,9 @@ func startSystem(ctx context.Context, dir string) (targets []Target, err error) 
 	if err != nil {
 		return nil, err
 	}
+	runs := func(r Row) bool { return r.Client == libiscsi && r.Cell.system() }
 	return []Target{
-		{Name: "shelf", URL: fmt.Sprintf("iscsi://%s/%s/%d", owner.Portal(), st.Target, made.LUN), Stop: func() error { return nil }},
-		{Name: "volume", URL: fmt.Sprintf("iscsi://%s/%s/%d", v.Portal, v.IQN, v.LUN), Stop: l.Close},
+		{Name: "shelf", URL: fmt.Sprintf("iscsi://%s/%s/%d", owner.Portal(), st.Target, made.LUN), Runs: runs, Stop: func() error { return nil }},
+		{Name: "volume", URL: fmt.Sprintf("iscsi://%s/%s/%d", v.Portal, v.IQN, v.LUN), Runs: runs, Stop: l.Close},
 	}, nil
 }

@@ -12,31 +12,64 @@ import (
 	"time"
 
 	"github.com/ledge-storage/ledge/target"
+	"github.com/ledge-storage/ledge/target/crypt"
 	"github.com/ledge-storage/ledge/target/iscsi"
 	"github.com/ledge-storage/ledge/target/mem"
 	"github.com/ledge-storage/ledge/target/scsi"
 )
 
-// The suite is run four times, because what some tests need excludes what others need: units
-// with 512-byte physical blocks, with 4096-byte ones, write-protected, and one that may be sanitized.
+// The suite is run several times, because what some tests need excludes what others need: units
+// with 512-byte physical blocks, with 4096-byte ones, write-protected, one that may be sanitized and
+// has a key to forget, and one whose atomic writes are bound to an alignment.
 var runs = []struct {
 	name  string
 	lun   uint64
 	unit  mem.Options
+	make  func(mem.Options) (target.Device, error) // nil: memory as it is
 	tests []string
 	flags []string
 }{
-	{"512n", 0, mem.Options{Bytes: 1 << 30, Name: "512n"}, []string{"ALL"}, nil},
-	{"512e", 1, mem.Options{Bytes: 1 << 30, Name: "512e", PhysicalExponent: 3}, []string{
+	{"512n", 0, mem.Options{Bytes: 1 << 30, Name: "512n"}, nil, []string{"ALL"}, nil},
+	{"512e", 1, mem.Options{Bytes: 1 << 30, Name: "512e", PhysicalExponent: 3}, nil, []string{
 		"SCSI.CompareAndWrite.InvalidDataOutSize", "SCSI.WriteSame10.InvalidDataOutSize", "SCSI.WriteSame16.InvalidDataOutSize",
 		"SCSI.WriteSame10.UnmapUnaligned", "SCSI.WriteSame16.UnmapUnaligned",
 	}, nil},
-	{"read-only", 2, mem.Options{Bytes: 1 << 30, Name: "ro", ReadOnly: true}, []string{"SCSI.ReadOnly"}, nil},
-	{"sanitize", 4, mem.Options{Bytes: 32 << 20, Name: "sanitize"}, []string{
+	{"read-only", 2, mem.Options{Bytes: 1 << 30, Name: "ro", ReadOnly: true}, nil, []string{"SCSI.ReadOnly"}, nil},
+	{"sanitize", 4, mem.Options{Bytes: 32 << 20, Name: "sanitize"}, encrypted, []string{
 		"SCSI.Sanitize.BlockErase", "SCSI.Sanitize.BlockEraseReserved", "SCSI.Sanitize.CryptoErase", "SCSI.Sanitize.CryptoEraseReserved",
 		"SCSI.Sanitize.ExitFailureMode", "SCSI.Sanitize.InvalidServiceAction", "SCSI.Sanitize.Overwrite", "SCSI.Sanitize.OverwriteReserved",
 		"SCSI.Sanitize.Readonly", "SCSI.Sanitize.Reservations",
 	}, []string{"--allow-sanitize"}},
+	{"atomic", 5, mem.Options{Bytes: 64 << 20, Name: "atomic", PhysicalExponent: 3}, aligned, []string{"SCSI.WriteAtomic16"}, nil},
+}
+
+// keys keeps a key in memory.
+type keys struct{ key []byte }
+
+func (k *keys) Load() ([]byte, error)    { return k.key, nil }
+func (k *keys) Replace(key []byte) error { k.key = key; return nil }
+
+// encrypted is a unit that CRYPTO ERASE can serve.
+func encrypted(o mem.Options) (target.Device, error) {
+	d, err := mem.New(o)
+	if err != nil {
+		return nil, err
+	}
+	return crypt.New(d, new(keys))
+}
+
+// alignedDevice is one that writes atomically in whole physical blocks only.
+type alignedDevice struct{ *mem.Device }
+
+func aligned(o mem.Options) (target.Device, error) {
+	d, err := mem.New(o)
+	return alignedDevice{d}, err
+}
+
+func (d alignedDevice) Info() target.Info {
+	i := d.Device.Info()
+	i.AtomicAlignmentBlocks, i.AtomicGranularityBlocks = 8, 8
+	return i
 }
 
 // clientsFault are the tests that fail for a reason of their own, each with the reason, which a
@@ -48,9 +81,7 @@ var clientsFault = map[string]string{
 // allowedSkips are the reasons for which a test may be skipped: what a disk cannot be.
 var allowedSkips = []string{
 	"not removable", // no tray to eject, no lock on it
-	"SANITIZE CRYPTO_ERASE is not implemented",
 	"Media is not removable",
-	"No alignment restrictions", // on atomic writes, nor granularity
 }
 
 const targetName = "iqn.2026-11.io.ledge:conformance"
@@ -61,6 +92,8 @@ type unit struct {
 	mem      mem.Options
 	dev      target.Device
 	sanitize bool
+	// initiators that see it; nil: all.
+	initiators []string
 }
 
 // serve starts our engine with the units of all runs.
@@ -68,15 +101,32 @@ func serve(t *testing.T) (portal string) {
 	t.Helper()
 	var units []unit
 	for _, r := range runs {
-		units = append(units, unit{lun: r.lun, mem: r.unit, sanitize: r.flags != nil})
+		u := unit{lun: r.lun, mem: r.unit, sanitize: r.flags != nil}
+		if r.make != nil {
+			d, err := r.make(r.unit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.dev = d
+		}
+		units = append(units, u)
 	}
 	return start(t, iscsi.Options{}, units...)
 }
 
-// start starts our engine.
+// start starts our engine with one target of these units.
 func start(t *testing.T, o iscsi.Options, units ...unit) (portal string) {
 	t.Helper()
-	tgt := scsi.NewTarget(targetName, scsi.Options{})
+	srv := server(t, o)
+	if err := srv.AddTarget(newTarget(t, targetName, units...)); err != nil {
+		t.Fatal(err)
+	}
+	return listen(t, srv, "127.0.0.1:0")
+}
+
+func newTarget(t *testing.T, name string, units ...unit) *scsi.Target {
+	t.Helper()
+	tgt := scsi.NewTarget(name, scsi.Options{})
 	for _, u := range units {
 		if u.dev == nil {
 			d, err := mem.New(u.mem)
@@ -85,18 +135,27 @@ func start(t *testing.T, o iscsi.Options, units ...unit) (portal string) {
 			}
 			u.dev = d
 		}
-		if err := tgt.Attach(u.lun, u.dev, scsi.UnitOptions{AllowSanitize: u.sanitize}); err != nil {
+		if err := tgt.Attach(u.lun, u.dev, scsi.UnitOptions{AllowSanitize: u.sanitize, Initiators: u.initiators}); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return tgt
+}
+
+func server(t *testing.T, o iscsi.Options) *iscsi.Server {
+	t.Helper()
 	srv, err := iscsi.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := srv.AddTarget(tgt); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	t.Cleanup(func() { srv.Close() })
+	return srv
+}
+
+// listen makes an address a portal of srv.
+func listen(t *testing.T, srv *iscsi.Server, address string) (portal string) {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +212,7 @@ func TestConformance(t *testing.T) {
 			t.Errorf("%s skipped: %s", x.Name, x.Reason)
 		}
 	}
-	if len(all) < 225 {
+	if len(all) < 230 {
 		t.Errorf("only %d tests ran", len(all))
 	}
 	t.Logf("%d tests: %d passed, %d failed for the client's reason, %d skipped %v",

@@ -91,13 +91,17 @@ func (c *Controller) API() string { return c.lab.api(c.Name) }
 // config is the part of shelfd's configuration that both forms share. Advertised portals are this machine's
 // addresses: an initiator that was told the guest's own would find nothing there.
 func (l *Lab) config() map[string]any {
-	return map[string]any{
+	c := map[string]any{
 		"shelf":     "lab",
 		"secret":    l.secrets.Shelf,
 		"api_token": l.secrets.Token,
 		"portals":   map[string][]string{"A": {l.portal("A")}, "B": {l.portal("B")}},
 		"log_level": "info",
 	}
+	if l.o.RebuildDelay > 0 {
+		c["maintenance"] = map[string]any{"rebuild_delay_s": int(l.o.RebuildDelay.Seconds())}
+	}
+	return c
 }
 
 func (l *Lab) localController(side string) ([]string, error) {
@@ -166,9 +170,9 @@ func (l *Lab) virtualController(side string) ([]string, error) {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		args = append(args,
-			"-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=none,file.driver=iscsi,file.transport=tcp,file.portal=%s,file.target=%s,file.lun=%d,file.initiator-name=iqn.2026-11.lab:%s",
-				n, loopback(p.Enclosure), enclosureTarget, n, strings.ToLower(side)),
-			"-device", fmt.Sprintf("scsi-block,drive=d%d,share-rw=on,bus=scsi0.0,scsi-id=%d", n, n))
+			"-drive", fmt.Sprintf("if=none,id=d%d,format=raw,cache=none,file.driver=iscsi,file.transport=tcp,file.portal=%s,file.target=%s,file.lun=%d,file.initiator-name=%s",
+				n, loopback(p.Enclosure), enclosureTarget, n, l.driveInitiator(side)),
+			"-device", fmt.Sprintf("scsi-block,id=tray%d,drive=d%d,share-rw=on,bus=scsi0.0,scsi-id=%d", n, n, n))
 	}
 	return args, nil
 }
@@ -178,16 +182,24 @@ func slot(pci string) string {
 	return "0x" + strings.TrimLeft(strings.Split(strings.Split(pci, ":")[2], ".")[0], "0")
 }
 
+// driveInitiator is the name under which a controller uses the enclosure.
+func (l *Lab) driveInitiator(side string) string {
+	return "iqn.2026-11.lab:" + strings.ToLower(side)
+}
+
 // powerButton presses the virtual machine's power button: PID 1 stops shelfd and powers off.
-func powerButton(socket string) error {
+func powerButton(socket string) error { return qmp(socket, `{"execute":"system_powerdown"}`) }
+
+// qmp gives QEMU's monitor commands, one after the other; the first that fails ends it.
+func qmp(socket string, commands ...string) error {
 	conn, err := net.DialTimeout("unix", socket, 2*time.Second)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	in := bufio.NewScanner(conn)
-	for _, command := range []string{"", `{"execute":"qmp_capabilities"}`, `{"execute":"system_powerdown"}`} {
+	for _, command := range append([]string{"", `{"execute":"qmp_capabilities"}`}, commands...) {
 		if command != "" {
 			if _, err := fmt.Fprintln(conn, command); err != nil {
 				return err

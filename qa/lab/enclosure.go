@@ -120,3 +120,32 @@ func (l *Lab) RemoveMember(n int) error {
 	}
 	return nil
 }
+
+// PlugMember puts a new, blank drive into the place of member n, which RemoveMember has emptied, while everything runs.
+// The controllers see the old drive go and another one come.
+func (l *Lab) PlugMember(n int) error {
+	if err := sparse(l.memberPath(n), l.o.DriveBytes); err != nil || l.Enclosure == nil {
+		return err
+	}
+	if err := l.addMember(n); err != nil {
+		return err
+	}
+	for _, c := range []*Controller{l.A, l.B} {
+		if !c.Running() {
+			continue // it finds the drive when it starts
+		}
+		socket := l.path(c.Name, "qmp.sock")
+		// The drive behind it goes with the device; a controller that was started since has neither.
+		if err := qmp(socket, fmt.Sprintf(`{"execute":"device_del","arguments":{"id":"tray%d"}}`, n)); err != nil && !strings.Contains(err.Error(), "DeviceNotFound") {
+			return fmt.Errorf("lab: controller %s: drive %d: %w", c.Name, n, err)
+		}
+		err := qmp(socket,
+			fmt.Sprintf(`{"execute":"blockdev-add","arguments":{"driver":"raw","node-name":"new%d","cache":{"direct":true},"file":{"driver":"iscsi","transport":"tcp","portal":"%s","target":"%s","lun":%d,"initiator-name":"%s"}}}`,
+				n, loopback(l.o.Ports.Enclosure), enclosureTarget, n, l.driveInitiator(c.Name)),
+			fmt.Sprintf(`{"execute":"device_add","arguments":{"driver":"scsi-block","id":"tray%d","drive":"new%d","share-rw":true,"bus":"scsi0.0","scsi-id":%d}}`, n, n, n))
+		if err != nil {
+			return fmt.Errorf("lab: controller %s: drive %d: %w", c.Name, n, err)
+		}
+	}
+	return nil
+}

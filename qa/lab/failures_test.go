@@ -252,6 +252,104 @@ func testMembersRemoved(t *testing.T, ctx context.Context, l *Lab) {
 	w.check("two members lost")
 }
 
+// testReplaced: two members are pulled out, one after the other, and rebuilt to spare space by themselves, while
+// everything written so far reads back and writing goes on. New drives come into their places, and the operator has
+// them filled: the array is whole again, and everything still reads back.
+func testReplaced(t *testing.T, ctx context.Context, l *Lab) {
+	w := newWriter(t, ctx, verified(t, ctx, l), 0x2905, 2*verifyBytes, verifyBytes)
+	defer w.dev.Close()
+	w.begin()
+	w.advance("with all members", someWrites)
+	began := time.Now()
+	pulled := []int{3, 8}
+	index := map[int]int{}
+	for i, n := range pulled {
+		index[n] = l.indexOf(t, ctx, n)
+		fatal(t, l.RemoveMember(n))
+		w.advance(fmt.Sprintf("after the loss of member %d", n), someWrites)
+		a := l.array(t, ctx, fmt.Sprintf("member %d is rebuilt to spare space", index[n]), func(a api.ArrayInfo) bool {
+			return a.Members[index[n]].State == "spared" && a.Spare.Used == i+1
+		})
+		t.Logf("member %d spared %.1f s after the first was pulled: %s, at risk %v", index[n], time.Since(began).Seconds(), a.State, a.AtRisk)
+		w.check("rebuilt to spare space")
+		w.begin()
+	}
+	for i, n := range pulled {
+		fatal(t, l.PlugMember(n))
+		path := l.blank(t, ctx)
+		out := l.must(t, ctx, "drive", "replace", fmt.Sprint(index[n]), "--with", path, "--wait")
+		t.Logf("ledge drive replace %d --with %s: %s", index[n], path, strings.TrimSpace(out))
+		l.array(t, ctx, fmt.Sprintf("member %d is on its new drive", index[n]), func(a api.ArrayInfo) bool {
+			return a.Members[index[n]].State == "online" && a.Spare.Used == len(pulled)-1-i
+		})
+	}
+	a := l.array(t, ctx, "the array is whole", func(a api.ArrayInfo) bool { return a.State == "optimal" })
+	t.Logf("%s %.1f s after the first was pulled, at risk %v", a.State, time.Since(began).Seconds(), a.AtRisk)
+	w.advance("whole again", someWrites)
+	w.check("two members replaced")
+	t.Logf("ledge array show:\n%s", l.must(t, ctx, "array", "show"))
+}
+
+// array waits until the owner's array is as ok wants it.
+func (l *Lab) array(t *testing.T, ctx context.Context, what string, ok func(api.ArrayInfo) bool) (a api.ArrayInfo) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, l.o.Patience)
+	defer cancel()
+	owner, err := l.WaitOwner(ctx)
+	fatal(t, err)
+	fatal(t, poll(ctx, func() error {
+		a = api.ArrayInfo{}
+		if err := owner.Do(ctx, "GET", "/v1/array", nil, &a); err != nil {
+			return err
+		}
+		if !ok(a) {
+			return fmt.Errorf("waiting until %s: %+v", what, a)
+		}
+		return nil
+	}))
+	return a
+}
+
+// drives are what the owner sees.
+func (l *Lab) drives(t *testing.T, ctx context.Context) []api.Drive {
+	t.Helper()
+	owner, err := l.WaitOwner(ctx)
+	fatal(t, err)
+	var list api.DriveList
+	fatal(t, owner.Do(ctx, "GET", "/v1/drives", nil, &list))
+	return list.Drives
+}
+
+// indexOf is the place in the array that the drive in slot n, counted from 1, fills.
+func (l *Lab) indexOf(t *testing.T, ctx context.Context, n int) int {
+	t.Helper()
+	for _, d := range l.drives(t, ctx) {
+		if d.Member != nil && (d.Serial == fmt.Sprintf("lab-drive-%02d", n) || d.Path == l.memberPath(n)) {
+			return *d.Member
+		}
+	}
+	t.Fatalf("no member on drive %d: %+v", n, l.drives(t, ctx))
+	return 0
+}
+
+// blank waits for a blank drive that the owner sees, and returns its path.
+func (l *Lab) blank(t *testing.T, ctx context.Context) (path string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, l.o.Patience)
+	defer cancel()
+	fatal(t, poll(ctx, func() error {
+		all := l.drives(t, ctx)
+		for _, d := range all {
+			if d.Label == api.DriveBlank {
+				path = d.Path
+				return nil
+			}
+		}
+		return fmt.Errorf("no blank drive: %+v", all)
+	}))
+	return path
+}
+
 // verified is the volume of the steps with a writer; each step can run alone (go test -run).
 func verified(t *testing.T, ctx context.Context, l *Lab) api.Volume {
 	t.Helper()

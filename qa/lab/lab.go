@@ -61,6 +61,8 @@ type Options struct {
 	NVRAMBytes int64
 	// MemoryMiB of a virtual controller (default 1024).
 	MemoryMiB int
+	// RebuildDelay, whole seconds, before a failed member is rebuilt to spare space (default: shelfd's own).
+	RebuildDelay time.Duration
 	// CacheBytes of the agent's flash cache (default 1 GiB, sparse); negative: none.
 	CacheBytes int64
 	// Patience is how long a boot, a takeover or a first connection may take (default 4 minutes: several

@@ -71,6 +71,12 @@ func (w *writer) check(what string) verify.Report {
 		// An error is an answer, and its blocks may hold either content; a path that went must not cause one.
 		w.t.Errorf("%s: writes failed: %v", what, err)
 	}
+	return w.reads(what)
+}
+
+// reads is check for a writer that rests.
+func (w *writer) reads(what string) verify.Report {
+	w.t.Helper()
 	r, err := w.w.Check(w.ctx, w.dev)
 	if err != nil {
 		w.t.Fatalf("%s: %v", what, err)

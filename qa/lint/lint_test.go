@@ -25,7 +25,7 @@ var leaves = []string{"boards", "diagnostics", "nvram", "raid", "target"}
 // only maps a library to the one package that may import it.
 var only = map[string]string{
 	"github.com/vishvananda/netlink":    "firmware/network",
-	"github.com/klauspost/reedsolomon":  "raid",
+	"github.com/klauspost/reedsolomon":  "raid, qa",
 	"github.com/minio/sha256-simd":      "host/dedup",
 	"github.com/gostor/gotgt":           "target/gotgt, qa",
 	"github.com/u-root/gobusybox":       "image",

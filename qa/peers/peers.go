@@ -41,6 +41,17 @@ type Peer struct {
 // Pid is the process's, for pinning and for accounting.
 func (p *Peer) Pid() int { return p.cmd.Process.Pid }
 
+// Alive says whether the process still runs.
+func (p *Peer) Alive() bool {
+	select {
+	case err := <-p.done:
+		p.done <- err
+		return false
+	default:
+		return true
+	}
+}
+
 // Stop ends the process and waits for it.
 func (p *Peer) Stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
@@ -87,26 +98,41 @@ func Gotgt(ctx context.Context, dir, binary, file string) (*Peer, error) {
 	return start(ctx, "gotgt", dir, port, 1, binary, file, strconv.Itoa(port), IQN)
 }
 
-// Null answers for a LUN of size bytes with the binary of qa/peers/null; batch: with as few system calls as can be.
-func Null(ctx context.Context, dir, binary string, size int64, batch bool) (*Peer, error) {
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	name, args := "loopback", []string{strconv.Itoa(port), strconv.FormatInt(size, 10)}
-	if batch {
-		name, args = "loopback-batch", append([]string{"-batch"}, args...)
-	}
-	return start(ctx, name, dir, port, 0, binary, args...)
+// NullOptions choose how the null server answers.
+type NullOptions struct {
+	// Batch: all that has come, with as few system calls as can be.
+	Batch bool
+	// Memory keeps what is written, and answers reads from there.
+	Memory bool
+	// Spin is how long it looks for the next request before it sleeps; zero: not at all.
+	Spin time.Duration
 }
 
-// Engine serves bytes of memory, or file where it is not empty, with Ledge's own engine (the binary of qa/peers/engine).
-func Engine(ctx context.Context, dir, binary, file string, bytes int64) (*Peer, error) {
+// Null answers for a LUN of size bytes with the binary of qa/peers/null. Name is the peer's.
+func Null(ctx context.Context, name, dir, binary string, size int64, opts NullOptions) (*Peer, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	return start(ctx, "engine", dir, port, 0, binary, "-file", file, strconv.Itoa(port), strconv.FormatInt(bytes, 10), IQN)
+	return start(ctx, name, dir, port, 0, binary, fmt.Sprintf("-batch=%t", opts.Batch), fmt.Sprintf("-memory=%t", opts.Memory), "-spin", opts.Spin.String(),
+		strconv.Itoa(port), strconv.FormatInt(size, 10))
+}
+
+// EngineOptions choose what Ledge's engine serves.
+type EngineOptions struct {
+	// File is served; empty: memory.
+	File string
+	// Spin is iscsi.Options.Spin.
+	Spin time.Duration
+}
+
+// Engine serves bytes with Ledge's own engine (the binary of qa/peers/engine). Name is the peer's.
+func Engine(ctx context.Context, name, dir, binary string, bytes int64, opts EngineOptions) (*Peer, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	return start(ctx, name, dir, port, 0, binary, "-file", opts.File, "-spin", opts.Spin.String(), strconv.Itoa(port), strconv.FormatInt(bytes, 10), IQN)
 }
 
 func start(ctx context.Context, name, dir string, port, lun int, binary string, args ...string) (*Peer, error) {

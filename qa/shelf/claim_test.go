@@ -1,25 +1,25 @@
 package shelf
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"os"
 	"testing"
 	"time"
 
+	"github.com/ledge-storage/ledge/host/api"
 	"github.com/ledge-storage/ledge/host/initiator"
+	"github.com/ledge-storage/ledge/host/initiator/iscsi"
 )
 
 // TestClaim: a host that claims again shuts out whoever used the claim before, on both controllers and over a
 // takeover (P5): what the earlier one writes afterwards is never acknowledged and never there.
 func TestClaim(t *testing.T) {
 	r := start(t)
+	var g api.Grant // the last
 	open := func() *initiator.Device {
 		t.Helper()
-		var g struct {
-			Initiator  string   `json:"initiator"`
-			Target     string   `json:"target"`
-			Portals    []string `json:"portals"`
-			JournalLUN uint16   `json:"journal_lun"`
-		}
 		body := map[string]any{"claim": true, "initiator": "iqn.2026-11.io.ledge:h1", "journal_bytes": 16 << 20, "store_bytes": 64 << 20}
 		owner := "A"
 		if st, err := r.Wait(r.ctx, "B", "known", func(st Status) bool { return st.Role == "owner" || st.Role == "standby" }); err == nil && st.Role == "owner" {
@@ -28,7 +28,7 @@ func TestClaim(t *testing.T) {
 		if _, err := r.Call(r.ctx, owner, "PUT", "/v1/hosts/h1", body, &g); err != nil {
 			t.Fatal(err)
 		}
-		d, err := initiator.Open(r.ctx, initiator.Config{Portals: g.Portals, Target: g.Target, LUN: g.JournalLUN, Initiator: g.Initiator,
+		d, err := initiator.Open(r.ctx, initiator.Config{Portals: g.Portals, Target: g.Target, LUN: uint16(g.JournalLUN), Initiator: g.Initiator, CHAP: chapOf(g),
 			PingInterval: 500 * time.Millisecond, PingTimeout: time.Second, ProbeInterval: 200 * time.Millisecond, MaxBackoff: 500 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
@@ -71,4 +71,51 @@ func TestClaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	holds(second, 4)
+
+	// The claim's name alone opens nothing, nor does another claim's secret: on the owner, and on the standby.
+	r.up("A")
+	r.inSync("B")
+	session := iscsi.Config{Target: g.Target, InitiatorName: g.Initiator}
+	foreign := *chapOf(g)
+	foreign.Secret = "another claim's secret"
+	for _, c := range []string{"A", "B"} {
+		for what, chap := range map[string]*iscsi.CHAP{"no secret": nil, "a wrong secret": &foreign} {
+			session.Portal, session.CHAP = r.Portals[c], chap
+			s, err := iscsi.Dial(r.ctx, session)
+			if err == nil {
+				s.Close()
+			}
+			if !errors.Is(err, iscsi.ErrAuth) {
+				t.Errorf("a stranger logs in to %s by the name of a claim and %s: %v", c, what, err)
+			}
+		}
+		session.CHAP = chapOf(g)
+		s, err := iscsi.Dial(r.ctx, session)
+		if err != nil {
+			t.Fatalf("the claim's own secret at %s: %v", c, err)
+		}
+		s.Close()
+		session.CHAP.TargetSecret = "another target's secret"
+		if s, err := iscsi.Dial(r.ctx, session); !errors.Is(err, iscsi.ErrAuth) {
+			if err == nil {
+				s.Close()
+			}
+			t.Errorf("a target without the secret is believed: %v", err)
+		}
+	}
+	for _, c := range []string{"A", "B"} {
+		text, err := os.ReadFile(r.Log(c))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, secret := range []string{g.CHAP.Secret, g.CHAP.TargetSecret} {
+			if bytes.Contains(text, []byte(secret)) {
+				t.Errorf("the log of %s has a secret", c)
+			}
+		}
+	}
+}
+
+func chapOf(g api.Grant) *iscsi.CHAP {
+	return &iscsi.CHAP{User: g.CHAP.User, Secret: g.CHAP.Secret, TargetUser: g.CHAP.TargetUser, TargetSecret: g.CHAP.TargetSecret}
 }

@@ -45,6 +45,8 @@ type Options struct {
 	Dir                    string
 	Drives                 int
 	DriveBytes, NVRAMBytes int64
+	// Window makes the mirror link one through shared memory; else it is a socket.
+	Window bool
 }
 
 // New writes drive files and configurations. Nothing runs yet.
@@ -70,9 +72,13 @@ func New(o Options) (*Shelf, error) {
 		}
 	}
 	for _, c := range []string{"A", "B"} {
-		mirror := map[string]any{"listen": "unix:" + filepath.Join(o.Dir, "mirror.sock")}
+		link := "unix:" + filepath.Join(o.Dir, "mirror.sock")
+		if o.Window {
+			link = "window:" + filepath.Join(o.Dir, "mirror.window")
+		}
+		mirror := map[string]any{"listen": link}
 		if c == "B" {
-			mirror = map[string]any{"dial": "unix:" + filepath.Join(o.Dir, "mirror.sock")}
+			mirror = map[string]any{"dial": link}
 		}
 		text, err := json.MarshalIndent(map[string]any{
 			"shelf": "qa", "controller": c, "secret": "a secret of the qa shelf", "api_listen": "unix:" + s.socket(c),
@@ -201,7 +207,7 @@ type Status struct {
 	Members []struct{ State string }
 }
 
-// Wait polls controller c until ok.
+// Wait polls controller c until ok, or until its process has ended.
 func (s *Shelf) Wait(ctx context.Context, c, what string, ok func(Status) bool) (Status, error) {
 	for {
 		var st Status
@@ -209,7 +215,13 @@ func (s *Shelf) Wait(ctx context.Context, c, what string, ok func(Status) bool) 
 		if err == nil && ok(st) {
 			return st, nil
 		}
+		p := s.running(c)
+		if p == nil {
+			return st, fmt.Errorf("controller %s is not %s: it was not started", c, what)
+		}
 		select {
+		case <-p.done:
+			return st, fmt.Errorf("controller %s is not %s: its process ended with code %d, see %s", c, what, p.code, s.Log(c))
 		case <-ctx.Done():
 			return st, fmt.Errorf("controller %s is not %s: %+v, %v", c, what, st, err)
 		case <-time.After(50 * time.Millisecond):

@@ -37,7 +37,7 @@ var binary struct {
 const (
 	drives    = 12
 	lunBytes  = 64 << 20
-	testLimit = 5 * time.Minute
+	testLimit = 10 * time.Minute
 	target    = "iqn.2026-11.io.ledge:shelf.qa"
 )
 
@@ -75,12 +75,15 @@ type rig struct {
 	over chan error
 }
 
-func start(t *testing.T) *rig {
+func start(t *testing.T) *rig { return startWith(t, Options{}) }
+
+func startWith(t *testing.T, o Options) *rig {
 	t.Parallel() // most of each test is waiting for leases and time-outs
 	bin := build(t)
 	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	t.Cleanup(cancel)
-	s, err := New(Options{Binary: bin, Dir: t.TempDir(), Drives: drives, DriveBytes: 64 << 20, NVRAMBytes: 64 << 20})
+	o.Binary, o.Dir, o.Drives, o.DriveBytes, o.NVRAMBytes = bin, t.TempDir(), drives, 64<<20, 64<<20
+	s, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,8 +200,12 @@ func (r *rig) check(when string) {
 }
 
 // TestTakeovers: power losses of either controller, a planned takeover, a refused one, both lost at once.
-func TestTakeovers(t *testing.T) {
-	r := start(t)
+func TestTakeovers(t *testing.T) { takeovers(start(t)) }
+
+// TestTakeoversOverWindow is the same with the mirror link in shared memory.
+func TestTakeoversOverWindow(t *testing.T) { takeovers(startWith(t, Options{Window: true})) }
+
+func takeovers(r *rig) {
 	r.write()
 	r.more(100)
 	r.Kill("B")
@@ -235,7 +242,7 @@ func TestTakeovers(t *testing.T) {
 	r.standby("B")
 	code, err := r.Call(r.ctx, "B", "POST", "/v1/takeover", nil, nil)
 	if code != 409 || !strings.Contains(err.Error(), "stale") {
-		t.Fatalf("takeover on a stale mirror: %d %v", code, err)
+		r.Fatalf("takeover on a stale mirror: %d %v", code, err)
 	}
 	r.up("A")
 	r.owner("A")
@@ -251,6 +258,24 @@ func TestTakeovers(t *testing.T) {
 	r.owner("A")
 	r.more(100)
 	r.check("both lost")
+}
+
+// TestHandovers: the pool goes to and fro under the writer, and both processes live through all of it.
+func TestHandovers(t *testing.T) {
+	r := start(t)
+	r.write()
+	for i := range 12 {
+		to, from := "B", "A"
+		if i%2 == 1 {
+			to, from = from, to
+		}
+		r.more(20)
+		r.call(to, "POST", "/v1/takeover", nil)
+		r.owner(to)
+		r.standby(from)
+	}
+	r.more(100)
+	r.check("handed over twelve times")
 }
 
 // TestStoppedOwner: an owner that was stopped while another took over writes no byte when it goes on, and ends.

@@ -3,6 +3,9 @@ package sim
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
 )
 
 // model knows what may be read. A block has one content that was acknowledged or seen, and, after a cut,
@@ -56,6 +59,21 @@ func (l *modelLUN) saw(b int, got []byte) error {
 		}
 	}
 	return fmt.Errorf("block %d: read %s, want %s or one of %d not acknowledged", b, describe(got), describe(l.at(b)), len(l.maybe[b]))
+}
+
+// runs are {first, count} of blocks that say something: all that were written, as few reads, and somewhere else.
+func (l *modelLUN) runs(rng *rand.Rand) (runs [][2]int) {
+	of := slices.Collect(maps.Keys(l.content))
+	of = slices.AppendSeq(of, maps.Keys(l.maybe))
+	slices.Sort(of)
+	for _, b := range of {
+		if n := len(runs) - 1; n >= 0 && b < runs[n][0]+runs[n][1]+4 && b < runs[n][0]+100 {
+			runs[n][1] = b + 1 - runs[n][0]
+			continue
+		}
+		runs = append(runs, [2]int{b, 1})
+	}
+	return append(runs, [2]int{rng.IntN(l.blocks), 8})
 }
 
 // describe shows the first bytes of each distinct sector.

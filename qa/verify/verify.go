@@ -180,11 +180,23 @@ type Report struct {
 	Writes  uint64        // acknowledged
 	Unknown uint64        // that returned an error: either outcome is right
 	Stall   time.Duration // longest time without an acknowledgement during Run
+	// Unreadable blocks answered with an error; only CheckReadable counts them.
+	Unreadable int
 }
 
 // Check reads the whole region and compares; no Run may be under way. Blocks whose outcome was unknown
 // are settled by what is read: from then on they must not change.
 func (w *Writer) Check(ctx context.Context, dev Device) (Report, error) {
+	return w.check(ctx, dev, false)
+}
+
+// CheckReadable is Check after more was lost than can be made good: a block that answers with an error is counted,
+// and is no error of the check. A block that answers with data must still hold what Check would want.
+func (w *Writer) CheckReadable(ctx context.Context, dev Device) (Report, error) {
+	return w.check(ctx, dev, true)
+}
+
+func (w *Writer) check(ctx context.Context, dev Device, lossy bool) (Report, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r := Report{Blocks: len(w.blocks), Writes: w.acked, Unknown: w.failed, Stall: w.stall}
@@ -194,10 +206,20 @@ func (w *Writer) Check(ctx context.Context, dev Device) (Report, error) {
 	for at := 0; at < len(w.blocks); at += chunk {
 		n := min(chunk, len(w.blocks)-at)
 		p := buf[:n*BlockBytes]
+		read := make([]error, n)
 		if err := dev.ReadAt(ctx, p, w.opts.Offset+int64(at)*BlockBytes); err != nil {
-			return r, fmt.Errorf("verify: read of block %d: %w", w.first+int64(at), err)
+			if !lossy || ctx.Err() != nil {
+				return r, fmt.Errorf("verify: read of block %d: %w", w.first+int64(at), err)
+			}
+			for i := range n {
+				read[i] = dev.ReadAt(ctx, p[i*BlockBytes:(i+1)*BlockBytes], w.opts.Offset+int64(at+i)*BlockBytes)
+			}
 		}
 		for i := range n {
+			if read[i] != nil {
+				r.Unreadable++
+				continue
+			}
 			seq, err := w.settle(at+i, p[i*BlockBytes:(i+1)*BlockBytes])
 			if err != nil {
 				errs = append(errs, err)

@@ -100,3 +100,46 @@ func TestLiesAreFound(t *testing.T) {
 		})
 	}
 }
+
+// blind is a device of which a part answers reads with errors.
+type blind struct {
+	*mem
+	from, to int64
+}
+
+func (b blind) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if off < b.to && off+int64(len(p)) > b.from {
+		return errors.New("unreadable")
+	}
+	return b.mem.ReadAt(ctx, p, off)
+}
+
+// TestCheckReadable: what answers with an error is counted, what answers with the wrong data is found.
+func TestCheckReadable(t *testing.T) {
+	m := &mem{data: make([]byte, 4<<20)}
+	w, err := New(Options{Seed: 7, Offset: 1 << 20, Bytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for w.Acked() < 500 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	if err := w.Run(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	b := blind{m, 1<<20 + 10*BlockBytes, 1<<20 + 15*BlockBytes}
+	if r, err := w.CheckReadable(t.Context(), b); err != nil || r.Unreadable != 5 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := w.Check(t.Context(), b); err == nil {
+		t.Fatal("Check passes over errors")
+	}
+	m.data[1<<20+20*BlockBytes+100] ^= 1
+	if _, err := w.CheckReadable(t.Context(), b); !errors.Is(err, ErrTorn) {
+		t.Fatalf("rot beside errors: %v", err)
+	}
+}

@@ -82,6 +82,12 @@ func (b *Block) WriteAt(p []byte, off int64) (int, error) {
 	return n, b.explain(err)
 }
 
+// WriteVAt implements raid.VectorWriter.
+func (b *Block) WriteVAt(bufs [][]byte, off int64) (int, error) {
+	n, err := pwritev(b.f, bufs, off)
+	return n, b.explain(err)
+}
+
 func (b *Block) Flush() error { return b.explain(b.f.Sync()) }
 
 func (b *Block) Size() int64  { return b.size }

@@ -18,7 +18,9 @@ package drive
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +40,7 @@ type Options struct {
 // Drive is a drive with reservations.
 type Drive interface {
 	raid.Drive
+	raid.VectorWriter
 	raid.Reserver
 }
 
@@ -88,4 +91,42 @@ func openDirect(path string, direct bool) (*os.File, error) {
 		}
 	}
 	return os.OpenFile(path, flags, 0)
+}
+
+// maxVector is IOV_MAX: so many buffers a request takes.
+const maxVector = 1024
+
+// pwritev writes all of the buffers, one behind the other.
+func pwritev(file *os.File, bufs [][]byte, off int64) (written int, err error) {
+	err = control(file, func(fd uintptr) error {
+		rest := bufs
+		for len(rest) > 0 {
+			n, err := unix.Pwritev(int(fd), rest[:min(len(rest), maxVector)], off+int64(written))
+			switch {
+			case errors.Is(err, unix.EINTR):
+				continue
+			case err != nil:
+				return &os.PathError{Op: "pwritev", Path: file.Name(), Err: err}
+			case n == 0:
+				return io.ErrShortWrite
+			}
+			written += n
+			rest = behind(rest, n)
+		}
+		return nil
+	})
+	return written, err
+}
+
+// behind returns what follows the first n bytes of bufs, and leaves bufs as it is.
+func behind(bufs [][]byte, n int) [][]byte {
+	for len(bufs) > 0 && n >= len(bufs[0]) {
+		n -= len(bufs[0])
+		bufs = bufs[1:]
+	}
+	if n > 0 {
+		bufs = slices.Clone(bufs)
+		bufs[0] = bufs[0][n:]
+	}
+	return bufs
 }

@@ -35,6 +35,10 @@ type File struct {
 
 	// sidecar is open once it exists; it is changed in place, never replaced.
 	sidecar atomic.Pointer[os.File]
+	verdict atomic.Pointer[verdict]
+	// seen is when the file was last seen to be there, in nanoseconds after opened; 0: never, or it was not.
+	seen   atomic.Int64
+	opened time.Time
 
 	// swap is held for reading by every I/O, for writing while a fence replaces the file.
 	swap sync.RWMutex
@@ -56,7 +60,7 @@ type handles struct {
 }
 
 func openFile(path string, o Options) (*File, error) {
-	f := &File{path: path, controller: o.Controller, direct: o.Direct}
+	f := &File{path: path, controller: o.Controller, direct: o.Direct, opened: time.Now()}
 	h, err := f.openHandles()
 	if err != nil {
 		return nil, fmt.Errorf("drive: %w", err)
@@ -99,11 +103,14 @@ func (f *File) Name() string { return f.path }
 // ErrGone: the file was removed, as a drive is pulled. What its descriptor still reaches nobody can open again.
 var ErrGone = errors.New("drive: removed")
 
+// ReadAt notices within presentFor that the file is gone.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	f.swap.RLock()
 	defer f.swap.RUnlock()
-	if err := f.present(f.now.f); err != nil {
-		return 0, err
+	if seen := f.seen.Load(); seen == 0 || time.Since(f.opened)-time.Duration(seen) > presentFor {
+		if err := f.present(f.now.f); err != nil {
+			return 0, err
+		}
 	}
 	return f.now.f.ReadAt(p, off)
 }
@@ -119,6 +126,9 @@ func (f *File) Flush() error {
 	})
 }
 
+// presentFor: a file that was there is not looked for by each read.
+const presentFor = 20 * time.Millisecond
+
 func (f *File) present(file *os.File) error {
 	return control(file, func(fd uintptr) error {
 		var st unix.Stat_t
@@ -126,8 +136,10 @@ func (f *File) present(file *os.File) error {
 			return err
 		}
 		if st.Nlink == 0 {
+			f.seen.Store(0)
 			return fmt.Errorf("%w: %s", ErrGone, f.path)
 		}
+		f.seen.Store(int64(time.Since(f.opened)))
 		return nil
 	})
 }
@@ -153,8 +165,21 @@ func (f *File) Close() error {
 
 // WriteAt is the write of the essay above. Writing beyond the end would make the drive grow, and is refused.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 || off+int64(len(p)) > f.size {
-		return 0, fmt.Errorf("drive: %s: write %d bytes at %d of %d: %w", f.path, len(p), off, f.size, io.ErrShortWrite)
+	return f.write(len(p), off, func(w *os.File) (int, error) { return w.WriteAt(p, off) })
+}
+
+// WriteVAt implements raid.VectorWriter.
+func (f *File) WriteVAt(bufs [][]byte, off int64) (int, error) {
+	n := 0
+	for _, b := range bufs {
+		n += len(b)
+	}
+	return f.write(n, off, func(w *os.File) (int, error) { return pwritev(w, bufs, off) })
+}
+
+func (f *File) write(bytes int, off int64, do func(*os.File) (int, error)) (int, error) {
+	if off < 0 || off+int64(bytes) > f.size {
+		return 0, fmt.Errorf("drive: %s: write %d bytes at %d of %d: %w", f.path, bytes, off, f.size, io.ErrShortWrite)
 	}
 	f.swap.RLock()
 	defer f.swap.RUnlock()
@@ -163,7 +188,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := f.writeLocked(w, p, off)
+	n, err := f.writeLocked(w, do)
 	select {
 	case h.writers <- w:
 	default:
@@ -182,7 +207,7 @@ func (h *handles) writer(f *File) (*os.File, error) {
 	return openDirect(fmt.Sprintf("/proc/self/fd/%d", h.f.Fd()), f.direct)
 }
 
-func (f *File) writeLocked(w *os.File, p []byte, off int64) (n int, err error) {
+func (f *File) writeLocked(w *os.File, do func(*os.File) (int, error)) (n int, err error) {
 	fd := int(w.Fd())
 	if err := lock(fd, unix.LOCK_SH); err != nil {
 		return 0, fmt.Errorf("drive: %s: lock: %w", f.path, err)
@@ -191,7 +216,7 @@ func (f *File) writeLocked(w *os.File, p []byte, off int64) (n int, err error) {
 	if err := f.mayWrite(); err != nil {
 		return 0, err
 	}
-	if n, err = w.WriteAt(p, off); err != nil {
+	if n, err = do(w); err != nil {
 		return n, err
 	}
 	if err := f.mayWrite(); err != nil {
@@ -200,16 +225,31 @@ func (f *File) writeLocked(w *os.File, p []byte, off int64) (n int, err error) {
 	return n, f.present(w)
 }
 
-// mayWrite asks the sidecar.
+// mayWrite asks the sidecar. Its head says with generation and checksum what the rest of it says; while it is what it was, so is
+// the answer.
 func (f *File) mayWrite() error {
+	var head [sidecarHead]byte
+	if file := f.sidecar.Load(); file != nil {
+		known := f.verdict.Load()
+		if n, err := file.ReadAt(head[:], 0); err == nil && n == len(head) && known != nil && known.head == head {
+			return known.err
+		}
+	}
 	s, err := f.readSidecar()
 	if err != nil {
 		return err
 	}
 	if s.holder != 0 && s.keyOf(f.controller) == 0 {
-		return fmt.Errorf("drive: %s: held by %#x: %w", f.path, s.holder, raid.ErrReservation)
+		err = fmt.Errorf("drive: %s: held by %#x: %w", f.path, s.holder, raid.ErrReservation)
 	}
-	return nil
+	f.verdict.Store(&verdict{[sidecarHead]byte(s.encode()), err})
+	return err
+}
+
+// verdict is the answer that a sidecar with that head gives to writes.
+type verdict struct {
+	head [sidecarHead]byte
+	err  error
 }
 
 func (f *File) Register(key uint64) error {

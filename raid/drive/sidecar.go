@@ -29,6 +29,7 @@ import (
 const (
 	sidecarMagic    = "LEDGEPRS"
 	sidecarBytes    = 4096
+	sidecarHead     = 32 // magic, checksum, number, generation, holder
 	controllerBytes = 16
 	maxRegistrants  = 64
 )

@@ -126,6 +126,10 @@ func (l *Layout) Parity() int  { return l.m }
 func (l *Layout) Spares() int  { return l.spares }
 func (l *Layout) Width() int   { return l.width }
 
+// GroupStripes and GroupRows are the size of a group: the stripes, and the slots of each member that hold them.
+func (l *Layout) GroupStripes() uint64 { return l.groupStripes }
+func (l *Layout) GroupRows() uint64    { return l.groupRows }
+
 // CycleStripes is the number of stripes after which the arrangement repeats.
 func (l *Layout) CycleStripes() uint64 { return uint64(Bases*l.n) * l.groupStripes }
 

@@ -14,8 +14,9 @@ type Port struct {
 }
 
 var (
-	_ raid.Drive    = (*Port)(nil)
-	_ raid.Reserver = (*Port)(nil)
+	_ raid.Drive        = (*Port)(nil)
+	_ raid.VectorWriter = (*Port)(nil)
+	_ raid.Reserver     = (*Port)(nil)
 )
 
 // Port returns a port for a controller.
@@ -36,6 +37,11 @@ func (p *Port) WriteAt(b []byte, off int64) (int, error) {
 		return 0, err
 	}
 	return len(b), nil
+}
+
+// WriteVAt implements raid.VectorWriter: one write, as Disk.OnWrite sees it.
+func (p *Port) WriteVAt(bufs [][]byte, off int64) (int, error) {
+	return p.WriteAt(slices.Concat(bufs...), off)
 }
 
 func (p *Port) Flush() error { return p.disk.flush() }

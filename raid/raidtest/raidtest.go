@@ -34,13 +34,19 @@ type Set struct {
 // NewSet makes n blank drives of size bytes.
 func NewSet(seed uint64, n int, size int64) *Set {
 	s := new(Set)
-	for i := range n {
+	s.Add(seed, n, size)
+	return s
+}
+
+// Add puts n more blank drives into the enclosure.
+func (s *Set) Add(seed uint64, n int, size int64) {
+	for range n {
+		i := len(s.Disks)
 		s.Disks = append(s.Disks, &Disk{
 			index: i, size: size, rng: rand.New(rand.NewPCG(seed, uint64(i))),
 			media: make(map[int64][]byte), unreadable: make(map[int64]bool), keys: make(map[string]uint64),
 		})
 	}
-	return s
 }
 
 // Drives returns a new port to every drive, for a controller.
@@ -73,6 +79,15 @@ func (s *Set) Clone() *Set {
 		c.Disks = append(c.Disks, d.Clone())
 	}
 	return c
+}
+
+// Reseed makes everything random that follows of the drives follow from seed.
+func (s *Set) Reseed(seed uint64) {
+	for i, d := range s.Disks {
+		d.mu.Lock()
+		d.rng = rand.New(rand.NewPCG(seed, uint64(i)))
+		d.mu.Unlock()
+	}
 }
 
 // Verdict is what becomes of one write.

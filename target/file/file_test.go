@@ -58,3 +58,24 @@ func TestReopen(t *testing.T) {
 		t.Errorf("a file that is not there: %v", err)
 	}
 }
+
+func TestCopy(t *testing.T) {
+	open := func(name string, volatile bool) *Device {
+		d, err := Open(Options{Path: filepath.Join(t.TempDir(), name), Bytes: 1 << 20, Volatile: volatile})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		return d
+	}
+	devicetest.RunCopy(t, open("dst", false), open("src", true), 5)
+	// Ranges that overlap although no two steps do.
+	d, err := Open(Options{Path: filepath.Join(t.TempDir(), "sparse"), Bytes: 4 * copyStepBytes, Volatile: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if done, err := d.CopyFrom(context.Background(), d, 0, copyStepBytes/512, 2*copyStepBytes/512); done || err != nil {
+		t.Errorf("ranges that overlap: %v %v", done, err)
+	}
+}

@@ -80,8 +80,12 @@ func (l *login) security(pairs []pair) (ready bool, err error) {
 				return false, refuse(loginInitiatorError, "key %s twice", p.key)
 			}
 			m[p.key] = p.value
-		case p.key == "MaxRecvDataSegmentLength" || keyRules[p.key].kind == keyIdentity:
-			l.params.negotiate(p.key, p.value)
+		case p.key == "MaxRecvDataSegmentLength":
+			if a := l.params.negotiate(p.key, p.value); a != "" {
+				l.answer(p.key, a)
+			}
+		case keyRules[p.key].kind == keyRefused:
+			l.answer(p.key, "Reject")
 		default:
 			if _, known := keyRules[p.key]; known {
 				return false, refuse(loginInitiatorError, "key %s out of its stage", p.key)

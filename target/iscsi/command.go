@@ -21,6 +21,17 @@ import (
 // reader is filling it at that moment, which then does. A running task belongs to whoever runs
 // it, and is freed by complete.
 
+// Sense data of the transport's own (11.4.7.2; SPC-4 annex D).
+const (
+	illegalRequest = 0x5
+	abortedCommand = 0xB
+
+	unexpectedData = 0x0C0C
+	wrongAmount    = 0x0C0D
+	invalidInUnit  = 0x0E03
+	dataDigest     = 0x4705
+)
+
 type phase uint8
 
 const (
@@ -33,8 +44,10 @@ type task struct {
 	scsi.Task
 	conn      *conn
 	itt       uint32
+	cmdSN     uint32
 	edtl      uint32
-	flags     byte // of the command PDU
+	bidi      uint32 // the read length that a bidirectional command expects
+	flags     byte   // of the command PDU
 	phase     phase
 	listed    bool // in conn.tasks
 	immediate bool // took no CmdSN
@@ -50,10 +63,10 @@ type task struct {
 	covered     int64 // bytes that buffers have room for
 	received    int64 // bytes of the command's data that came, wanted or not
 	dataOutSN   uint32
-	unsolicited bool  // unsolicited Data-Out PDUs are still to come
-	refused     bool  // the outcome is known; unsolicited data are only read away
-	failed      bool  // by a breach of protocol in its Data-Out
-	solicited   int64 // bytes asked for by R2Ts
+	unsolicited bool   // unsolicited Data-Out PDUs are still to come
+	refused     bool   // the outcome is known; unsolicited data are only read away
+	failed      uint16 // additional sense code of what was wrong with its Data-Out
+	solicited   int64  // bytes asked for by R2Ts
 	r2tSN       uint32
 	outstanding []burst
 	reserved    int64 // of conn.writeBytes
@@ -81,6 +94,7 @@ func (c *conn) newTask() *task {
 func (t *task) recycle() {
 	if t.memory > 0 {
 		t.conn.server.memory.Add(-t.memory)
+		t.conn.session.memory.Add(-t.memory)
 		t.memory = 0
 	}
 	for i, b := range t.buffers {
@@ -89,9 +103,10 @@ func (t *task) recycle() {
 	}
 	t.buffers = t.buffers[:0]
 	t.outstanding = t.outstanding[:0]
-	t.covered, t.received, t.solicited, t.reserved = 0, 0, 0, 0
+	t.covered, t.received, t.solicited, t.reserved, t.bidi = 0, 0, 0, 0, 0
 	t.dataOutSN, t.dataSN, t.offset, t.r2tSN = 0, 0, 0, 0
-	t.unsolicited, t.refused, t.listed, t.inWorker, t.failed = false, false, false, false, false
+	t.unsolicited, t.refused, t.listed, t.inWorker = false, false, false, false
+	t.failed = 0
 	t.phase = phaseGathering
 	t.conn = nil
 	taskPool.Put(t)
@@ -106,8 +121,12 @@ func (c *conn) command(h *header, ahs []byte) error {
 		}
 		return err
 	}
+	if h.immediate() && c.immediates.Add(1) > maxImmediates {
+		c.immediates.Add(-1)
+		return c.reject(h, rejectImmediate)
+	}
 	t := c.newTask()
-	t.itt, t.edtl, t.flags = h.itt(), h.u32(20), h[1]
+	t.itt, t.cmdSN, t.edtl, t.flags = h.itt(), h.cmdSN(), h.u32(20), h[1]
 	t.Tag = uint64(t.itt)
 	t.LUN = h.lun()
 	t.Attribute = scsi.Attribute(h[1] & 7)
@@ -120,29 +139,25 @@ func (c *conn) command(h *header, ahs []byte) error {
 	if t.flags&write != 0 {
 		t.OutLimit = int64(t.edtl)
 	}
-	if !h.immediate() {
-		c.session.underWay.Add(1)
-	}
-	if err := t.additional(ahs); err != nil {
-		c.drop(t, h.immediate())
-		return c.reject(h, rejectBadField)
-	}
-	bidirectional := t.flags&read != 0 && t.flags&write != 0
 	n := h.dataLen()
-	switch {
-	case t.flags&write == 0 && n > 0,
-		n > 0 && (!c.params.immediateData || n > c.params.firstBurst || int64(n) > t.OutLimit),
-		!h.final() && (t.flags&write == 0 || c.params.initialR2T),
-		c.listed(t.itt),
-		bidirectional:
-		c.drop(t, h.immediate())
-		return c.reject(h, rejectProtocol)
-	}
 	t.immediate = h.immediate()
-	if !t.Prepare() {
+	reason := t.check(h, ahs)
+	if reason == 0 && !t.Prepare() {
 		t.refused = true
-	} else if t.memory = t.OutWanted + min(t.InTotal, 2*scsi.ReadPiece); c.server.memory.Add(t.memory) > c.server.opts.Memory {
-		t.Busy()
+	}
+	c.delivered()
+	if reason != 0 {
+		c.drop(t, h.immediate())
+		return c.reject(h, reason)
+	}
+	if !t.refused {
+		if t.memory = t.OutWanted + min(t.InTotal, 2*scsi.ReadPiece); !c.account(t.memory) {
+			t.Busy()
+			t.refused = true
+		}
+	}
+	if !t.refused && t.flags&(read|write) == read|write {
+		t.Fail(illegalRequest, invalidInUnit) // there are no bidirectional commands
 		t.refused = true
 	}
 	if t.refused {
@@ -154,18 +169,56 @@ func (c *conn) command(h *header, ahs []byte) error {
 		return nil
 	}
 	if n > 0 {
-		if ok, err := c.receive(t, h); err != nil || !ok {
+		ok, err := c.receive(t, h)
+		if err != nil {
 			t.Finish()
 			c.drop(t, h.immediate())
 			return err
+		}
+		if !ok {
+			// Rejected (7.8). Linux's initiator does not send such a command again, and would wait for its
+			// time-out of half a minute: its status lets it repeat the command at once.
+			t.failed = dataDigest
 		}
 	}
 	c.advance(t)
 	return nil
 }
 
+// account counts the data of a command. It says whether there is room for them: in the server's
+// memory, or in the share of it that no other session can take from this one.
+func (c *conn) account(n int64) bool {
+	s := c.server
+	own, all := c.session.memory.Add(n), s.memory.Add(n)
+	return all <= s.opts.Memory || own <= s.opts.Memory/int64(s.opts.MaxSessions)
+}
+
+// check looks for what makes a command PDU malformed, and returns the reason of its rejection.
+func (t *task) check(h *header, ahs []byte) byte {
+	const read, write = 0x40, 0x20
+	c, n := t.conn, h.dataLen()
+	if err := t.additional(ahs); err != nil || t.Attribute > scsi.ACA {
+		return rejectBadField
+	}
+	switch {
+	case t.flags&write == 0 && n > 0,
+		n > 0 && (!c.params.immediateData || n > c.params.firstBurst || int64(n) > t.OutLimit),
+		!h.final() && (t.flags&write == 0 || c.params.initialR2T),
+		t.bidi > 0 && t.flags&(read|write) != read|write,
+		c.listed(t.itt):
+		return rejectProtocol
+	}
+	return 0
+}
+
+// Types of additional header segments (11.2.2.2).
+const (
+	ahsExtendedCDB = 1
+	ahsReadLength  = 2
+)
+
 // additional looks at the additional header segments (11.2.2): an extended CDB is taken as far as
-// it fits, a bidirectional read length has no use here.
+// it fits, the expected read length of a bidirectional command is remembered for its residual.
 func (t *task) additional(ahs []byte) error {
 	for len(ahs) > 0 {
 		if len(ahs) < 4 {
@@ -176,8 +229,13 @@ func (t *task) additional(ahs []byte) error {
 		if n == 0 || size > len(ahs) {
 			return fmt.Errorf("iscsi: additional header names %d bytes", n)
 		}
-		if ahs[2]&0x3F == 1 {
-			copy(t.CDB[16:], ahs[4:min(size, len(ahs))])
+		switch kind := ahs[2]; {
+		case kind == ahsExtendedCDB:
+			copy(t.CDB[16:], ahs[4:3+n])
+		case kind == ahsReadLength && n == 5:
+			t.bidi = binary.BigEndian.Uint32(ahs[4:])
+		default:
+			return fmt.Errorf("iscsi: additional header of type %d with %d bytes", kind, n)
 		}
 		ahs = ahs[size:]
 	}
@@ -186,10 +244,17 @@ func (t *task) additional(ahs []byte) error {
 
 // drop forgets a task that never came to anything.
 func (c *conn) drop(t *task, immediate bool) {
-	if !immediate {
-		c.session.underWay.Add(-1)
-	}
+	c.over(immediate)
 	t.recycle()
+}
+
+// over counts a command that has ended.
+func (c *conn) over(immediate bool) {
+	if immediate {
+		c.immediates.Add(-1)
+	} else {
+		c.session.maxCmdSN.Add(1)
+	}
 }
 
 func (c *conn) listed(itt uint32) bool {
@@ -248,29 +313,37 @@ func (t *task) DataIn(b *scsi.Buffer) {
 
 // complete answers a task that has run, and frees it.
 func (c *conn) complete(t *task) {
-	status, aborted := t.Status, t.WasAborted()
+	status := t.Status
+	if t.inWorker || c.session.shared {
+		// The answer follows at once: no task management response may come before it.
+		c.answering.RLock()
+		defer c.answering.RUnlock()
+	}
 	t.Finish()
+	aborted := t.WasAborted() // after Finish, nobody ends it any more
 	c.mu.Lock()
 	if t.listed {
 		delete(c.tasks, t.itt)
 	}
 	c.unreserve(t)
 	c.mu.Unlock()
-	if !t.immediate {
-		c.session.underWay.Add(-1)
-	}
+	c.over(t.immediate)
 	c.count(t)
 	if aborted {
 		if t.held != nil {
 			t.held.Release()
 			t.held = nil
 		}
+		if status, respond := t.AbortStatus(); respond {
+			t.Status, t.Sense = status, nil
+			c.sendResponse(t)
+		}
 		t.recycle()
 		return
 	}
 	if held := t.held; held != nil {
 		t.held = nil
-		last := status == scsi.StatusGood && len(held.B) > 0
+		last := status == scsi.StatusGood && held.Len() > 0
 		c.sendData(t, held, last)
 		if last {
 			t.recycle()
@@ -328,17 +401,20 @@ func (c *conn) sendData(t *task, b *scsi.Buffer, status bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.room()
-	data := b.B
+	parts := b.Lent
+	if b.B != nil {
+		q.whole[0] = b.B
+		parts = q.whole[:]
+	}
 	h := &q.scratch
-	for len(data) > 0 {
-		n := min(len(data), c.params.maxSend)
+	for left := b.Len(); left > 0; {
+		n := min(left, c.params.maxSend)
 		burstLeft := c.params.maxBurst - int(t.offset)%c.params.maxBurst
 		n = min(n, burstLeft)
-		part := data[:n]
-		data = data[n:]
+		left -= n
 		*h = header{}
 		h[0] = opDataIn
-		last := len(data) == 0
+		last := left == 0
 		if n == burstLeft || last {
 			h[1] = 0x80
 		}
@@ -355,11 +431,11 @@ func (c *conn) sendData(t *task, b *scsi.Buffer, status bool) {
 		h.put32(36, t.dataSN)
 		h.put32(40, t.offset)
 		c.put(h, last && status)
-		q.large(part)
-		c.putPadding(part)
+		parts = c.putParts(parts, n)
 		t.dataSN++
 		t.offset += uint32(n)
 	}
+	q.whole[0] = nil
 	q.release(b)
 	if q.queued >= sendSoon && !q.writing {
 		q.write()
@@ -372,7 +448,12 @@ func (c *conn) sendResponse(t *task) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.room()
-	h := &q.scratch
+	c.putResponse(t)
+}
+
+// putResponse is sendResponse with the queue's lock held, whether there is room or not.
+func (c *conn) putResponse(t *task) {
+	h := &c.send.scratch
 	*h = header{}
 	h[0], h[1] = opResponse, 0x80
 	flags, count := t.residual()
@@ -381,6 +462,10 @@ func (c *conn) sendResponse(t *task) {
 	h.put32(16, t.itt)
 	h.put32(36, t.dataSN)
 	h.put32(44, count)
+	if t.bidi > 0 {
+		h[1] |= 0x08 // nothing was read (11.4.5.2)
+		h.put32(40, t.bidi)
+	}
 	if len(t.Sense) > 0 {
 		var data [2 + 64]byte
 		binary.BigEndian.PutUint16(data[:], uint16(len(t.Sense)))

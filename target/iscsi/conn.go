@@ -16,8 +16,10 @@ type conn struct {
 	server  *Server
 	nc      net.Conn
 	log     *slog.Logger
-	rd      reader
+	socket  reader
+	rd      *reader // what PDUs are read from: socket, or the memory of one that was held
 	send    *sendQueue
+	evicted bool     // guarded by Server.mu
 	session *session // set by login, which precedes all who read it
 	params  params   // as session
 	full    atomic.Bool
@@ -25,9 +27,25 @@ type conn struct {
 	firstCmdSN uint32
 	cid        uint16
 	text       textState
-	heard      atomic.Int64 // when a PDU came last, in nanoseconds of time.Now().UnixNano()
+	heard      atomic.Int64  // when a PDU came last, in nanoseconds of time.Now().UnixNano()
+	heardThen  int64         // heard at the pinger's last tick; the pinger's
+	silent     time.Duration // of the pinger's ticks, since it was heard; the pinger's
+	leaveBy    atomic.Int64  // when the initiator was asked to have logged out; zero: it was not
 	workers    sync.WaitGroup
 	controls   atomic.Int32 // task management functions under way
+	immediates atomic.Int32 // immediate commands under way, which no window bounds
+	answering  sync.RWMutex // read-locked from where a task has ended until its answer is queued
+
+	gone     chan struct{} // closed by end
+	goneOnce sync.Once
+	done     chan struct{} // closed when nothing of the connection is left
+
+	// Only in a session that may have several connections; see order.go.
+	acked      atomic.Uint32     // the initiator's ExpStatSN
+	turn       sync.Mutex        // held while a PDU is served
+	replaying  *early            // the held PDU that is being served
+	delivering bool              // ordering.mu is held for a command
+	early      map[uint32]*early // held commands by task tag; guarded by ordering.mu
 
 	mu         sync.Mutex // guards what follows
 	tasks      map[uint32]*task
@@ -37,8 +55,12 @@ type conn struct {
 	nextTTT    uint32
 }
 
-// maxControls bounds the task management functions under way on a connection.
-const maxControls = 16
+// maxControls and maxImmediates bound the task management functions and the immediate commands
+// under way on a connection: the command window bounds neither (RFC 7143 4.2.2.1).
+const (
+	maxControls   = 16
+	maxImmediates = 32
+)
 
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{
@@ -46,8 +68,11 @@ func newConn(s *Server, nc net.Conn) *conn {
 		log:   s.log.With("peer", nc.RemoteAddr().String()),
 		send:  newSendQueue(nc, s.opts.SendTimeout),
 		tasks: make(map[uint32]*task),
+		gone:  make(chan struct{}),
+		done:  make(chan struct{}),
 	}
-	c.rd = reader{conn: nc, idle: c.send.flush}
+	c.socket = newReader(nc, c.send.flush, newSpinner(s.opts.Spin, &s.spinning))
+	c.rd = &c.socket
 	c.heard.Store(time.Now().UnixNano())
 	return c
 }
@@ -65,39 +90,53 @@ func (c *conn) serve() {
 		}
 	} else {
 		c.full.Store(true)
-		c.log = c.log.With("initiator", c.session.key.initiator, "target", c.session.key.target)
-		c.log.Info("iscsi: session begins", "tsih", c.session.tsih)
+		c.log.Info("iscsi: connection begins", "tsih", c.session.tsih, "cid", c.cid)
 		err = c.fullFeature()
 	}
 	c.send.flush()
+	if errors.Is(err, errLogout) {
+		c.send.drain() // another writer may have the answer
+	}
 	c.nc.Close()
+	c.socket.close()
 	c.send.fail(errClosed)
 	c.send.drain()
-	if ss := c.session; ss != nil {
-		c.server.forget(ss)
-		c.workers.Wait()
-		c.log.Info("iscsi: session ends", "reason", err)
+	if c.session != nil {
+		c.leave(err)
+		c.log.Info("iscsi: connection ends", "reason", err)
 	}
+	close(c.done)
 }
 
 func closedByPeer(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)
 }
 
-// errLogout ends fullFeature in good order.
-var errLogout = errors.New("logout")
+var (
+	// errLogout ends fullFeature in good order.
+	errLogout       = errors.New("logout")
+	errHeaderDigest = errors.New("iscsi: header digest error")
+)
 
 // fullFeature serves PDUs until the connection ends.
 func (c *conn) fullFeature() error {
 	var h header
+	reads := uint64(0)
+	serve := c.pdu
+	if c.session.shared {
+		serve = c.pduInOrder
+	}
 	for {
-		b, err := c.rd.next(headerBytes)
+		b, err := c.socket.next(headerBytes)
 		if err != nil {
 			return err
 		}
 		copy(h[:], b)
-		c.heard.Store(time.Now().UnixNano())
-		if err := c.pdu(&h); err != nil {
+		if c.socket.reads != reads { // else it came with one that was timed
+			reads = c.socket.reads
+			c.heard.Store(time.Now().UnixNano())
+		}
+		if err := serve(&h); err != nil {
 			return err
 		}
 	}
@@ -123,7 +162,7 @@ func (c *conn) pdu(h *header) error {
 		}
 		if digest(h[:], ahs) != [4]byte(p) {
 			// Nothing of the header can be trusted, its lengths included (7.7).
-			return errors.New("iscsi: header digest error")
+			return errHeaderDigest
 		}
 	}
 	if c.session.discovery {
@@ -157,12 +196,15 @@ func (c *conn) pdu(h *header) error {
 // admit applies the command window to a PDU that carries a CmdSN. False: ignore the PDU.
 func (c *conn) admit(h *header) (ok bool, err error) {
 	ss := c.session
+	if ss.shared {
+		return c.admitInOrder(h), nil
+	}
 	exp := ss.expCmdSN.Load()
 	sn := h.cmdSN()
 	if h.immediate() {
 		return true, nil
 	}
-	if before(sn, exp) || before(ss.maxCmdSN(), sn) {
+	if before(sn, exp) || before(ss.maxCmdSN.Load(), sn) {
 		return false, nil
 	}
 	if sn != exp {
@@ -170,32 +212,36 @@ func (c *conn) admit(h *header) (ok bool, err error) {
 		return false, fmt.Errorf("iscsi: CmdSN %d where %d is due", sn, exp)
 	}
 	ss.expCmdSN.Store(exp + 1)
+	if h.opcode() != opCommand {
+		ss.maxCmdSN.Add(1)
+	}
 	return true, nil
 }
 
-// data reads a small data segment, or nil for a wrong digest.
-func (c *conn) data(h *header, limit int) ([]byte, error) {
+// data reads a small data segment. It returns false for a wrong digest: the PDU has been rejected,
+// and is to be ignored.
+func (c *conn) data(h *header, limit int) (b []byte, ok bool, err error) {
 	n := h.dataLen()
 	if n > limit {
-		return nil, fmt.Errorf("iscsi: opcode %#x with %d bytes of data", h.opcode(), n)
+		return nil, false, fmt.Errorf("iscsi: opcode %#x with %d bytes of data", h.opcode(), n)
 	}
 	if n == 0 {
-		return nil, nil
+		return nil, true, nil
 	}
-	b := make([]byte, padded(n))
+	b = make([]byte, padded(n))
 	if err := c.rd.read(b); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if c.params.dataDigest {
 		p, err := c.rd.next(4)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if digest(b) != [4]byte(p) {
-			return nil, c.rejectNow(h, rejectDataDigest)
+			return nil, false, c.rejectNow(h, rejectDataDigest)
 		}
 	}
-	return b[:n], nil
+	return b[:n], true, nil
 }
 
 // skipData reads a data segment away.
@@ -228,183 +274,6 @@ func (c *conn) rejectNow(h *header, reason byte) error {
 	r.setDataLen(headerBytes)
 	c.sendPDU(&r, h[:], true)
 	return nil
-}
-
-// nopOut answers a ping (11.18), or takes the answer to ours.
-func (c *conn) nopOut(h *header) error {
-	data, err := c.data(h, maxReceive)
-	if err != nil {
-		return err
-	}
-	if h.itt() == noTag {
-		return nil
-	}
-	if ok, err := c.admit(h); !ok {
-		return err
-	}
-	data = data[:min(len(data), c.params.maxSend)]
-	var r header
-	r[0], r[1] = opNopIn, 0x80
-	r.put64(8, h.lun())
-	r.put32(16, h.itt())
-	r.put32(20, noTag)
-	r.setDataLen(len(data))
-	c.sendPDU(&r, data, true)
-	return nil
-}
-
-// tick pings a connection that is silent, and closes it when it stays so. The server's pinger
-// calls it.
-func (c *conn) tick() {
-	if !c.full.Load() {
-		return // the login's own deadline
-	}
-	silent := time.Duration(time.Now().UnixNano() - c.heard.Load())
-	switch {
-	case silent >= 2*c.server.opts.PingAfter:
-		c.log.Warn("iscsi: initiator is silent, closing")
-		c.nc.Close()
-	case silent >= c.server.opts.PingAfter:
-		var r header
-		r[0], r[1] = opNopIn, 0x80
-		r.put32(16, noTag)
-		r.put32(20, 1)
-		c.sendUrgent(&r)
-	}
-}
-
-// Events of asynchronous messages (11.9.1).
-const (
-	asyncLogout  = 1 // the target asks for a logout
-	asyncDropAll = 3 // all connections of the session end
-)
-
-// async sends an asynchronous message; within is the third parameter, in seconds.
-func (c *conn) async(event byte, within time.Duration) {
-	if !c.full.Load() {
-		return
-	}
-	var h header
-	h[0], h[1] = opAsync, 0x80
-	h.put32(16, noTag)
-	h[36] = event
-	seconds := uint16(min(max(within/time.Second, 0), 0xFFFF))
-	h[42], h[43] = byte(seconds>>8), byte(seconds)
-	q := c.send
-	q.mu.Lock()
-	c.put(&h, true)
-	q.mu.Unlock()
-	q.flush()
-}
-
-// logout serves 11.14. The reader ends after the answer; what is under way is aborted.
-func (c *conn) logout(h *header) error {
-	if err := c.skipData(h); err != nil {
-		return err
-	}
-	if ok, err := c.admit(h); !ok {
-		return err
-	}
-	var r header
-	r[0], r[1] = opLogoutResp, 0x80
-	r.put32(16, h.itt())
-	response := byte(0)
-	switch reason, cid := h[1]&0x7F, uint16(h[20])<<8|uint16(h[21]); {
-	case reason > 2:
-		return c.rejectNow(h, rejectBadField)
-	case reason != 0 && cid != c.cid:
-		response = 1 // there is no such connection
-	case reason == 2:
-		response = 2 // connection recovery needs a higher error recovery level
-	}
-	r[2] = response
-	r[41] = byte(c.params.time2Wait)
-	if c.session.nexus != nil && response == 0 {
-		c.session.nexus.AbortAll()
-	}
-	c.sendPDU(&r, nil, true)
-	if response != 0 {
-		return nil
-	}
-	c.send.flush()
-	return errLogout
-}
-
-// taskManagement serves 11.5. Functions wait for tasks to end, so they run on a worker.
-func (c *conn) taskManagement(h *header) error {
-	if err := c.skipData(h); err != nil {
-		return err
-	}
-	if ok, err := c.admit(h); !ok {
-		return err
-	}
-	if c.controls.Add(1) > maxControls {
-		c.controls.Add(-1)
-		return c.rejectNow(h, rejectImmediate)
-	}
-	request := *h
-	c.workers.Add(1)
-	go func() {
-		defer c.workers.Done()
-		defer c.controls.Add(-1)
-		var r header
-		r[0], r[1], r[2] = opTaskResp, 0x80, c.control(&request)
-		r.put32(16, request.itt())
-		c.sendPDU(&r, nil, true)
-		c.send.flush()
-	}()
-	return nil
-}
-
-// Task management functions (11.5.1; RFC 7144 4.1) and responses (11.6.1).
-const (
-	tmfAbortTask    = 1
-	tmfAbortTaskSet = 2
-	tmfClearACA     = 3
-	tmfClearTaskSet = 4
-	tmfResetUnit    = 5
-	tmfWarmReset    = 6
-	tmfColdReset    = 7
-	tmfReassign     = 8
-
-	tmrDone        = 0
-	tmrNoTask      = 1
-	tmrNoLUN       = 2
-	tmrNoReassign  = 4
-	tmrUnsupported = 5
-)
-
-// control carries out a task management function.
-func (c *conn) control(h *header) byte {
-	n, lun := c.session.nexus, h.lun()
-	has := func(ok bool) byte {
-		if ok {
-			return tmrDone
-		}
-		return tmrNoLUN
-	}
-	switch h[1] & 0x7F {
-	case tmfAbortTask:
-		if !n.HasUnit(lun) {
-			return tmrNoLUN
-		}
-		if n.AbortTask(lun, uint64(h.u32(20))) {
-			return tmrDone
-		}
-		return tmrNoTask
-	case tmfAbortTaskSet:
-		return has(n.AbortTaskSet(lun))
-	case tmfClearTaskSet:
-		return has(n.ClearTaskSet(lun))
-	case tmfResetUnit:
-		return has(n.ResetUnit(lun))
-	case tmfWarmReset, tmfColdReset:
-		n.ResetTarget()
-		return tmrDone
-	case tmfReassign:
-		return tmrNoReassign
-	}
-	return tmrUnsupported
 }
 
 // sendPDU queues a PDU that takes a StatSN where status is set. Data is copied.
@@ -450,7 +319,7 @@ func (c *conn) put(h *header, status bool) {
 	}
 	ss := c.session
 	h.put32(28, ss.expCmdSN.Load())
-	h.put32(32, ss.maxCmdSN())
+	h.put32(32, ss.maxCmdSN.Load())
 	q.small(h[:])
 	if c.params.headerDigest {
 		d := digest(h[:])
@@ -464,17 +333,43 @@ func (c *conn) putData(data []byte) {
 		return
 	}
 	c.send.small(data)
-	c.putPadding(data)
+	var sum digester
+	if c.params.dataDigest {
+		sum.add(data)
+	}
+	c.putPadding(len(data), sum)
 }
 
-// putPadding queues what follows a data segment. sendQueue.mu is held.
-func (c *conn) putPadding(data []byte) {
-	pad := zeroes[:padded(len(data))-len(data)]
+// putParts queues n bytes of parts, themselves and not a copy, as a data segment. It returns what is
+// left of parts. sendQueue.mu is held.
+func (c *conn) putParts(parts [][]byte, n int) [][]byte {
+	var sum digester
+	for left := n; left > 0; {
+		p := parts[0]
+		if len(p) > left {
+			p, parts[0] = p[:left], p[left:]
+		} else {
+			parts = parts[1:]
+		}
+		left -= len(p)
+		c.send.large(p)
+		if c.params.dataDigest {
+			sum.add(p)
+		}
+	}
+	c.putPadding(n, sum)
+	return parts
+}
+
+// putPadding queues what follows a data segment of n bytes. sendQueue.mu is held.
+func (c *conn) putPadding(n int, sum digester) {
+	pad := zeroes[:padded(n)-n]
 	if len(pad) > 0 {
 		c.send.small(pad)
 	}
 	if c.params.dataDigest {
-		d := digest(data, pad)
+		sum.add(pad)
+		d := sum.sum()
 		c.send.small(d[:])
 	}
 }

@@ -98,9 +98,9 @@ func (c *conn) dataOut(h *header) error {
 		c.mu.Unlock()
 		return err
 	}
-	if !ok {
+	if !ok && t.failed == 0 {
 		// A lost data segment cannot be asked for again at error recovery level 0.
-		t.failed = true
+		t.failed = dataDigest
 	}
 	c.advance(t)
 	return nil
@@ -121,6 +121,10 @@ func (c *conn) gather(t *task, h *header) (ok bool, err error) {
 			return false, err
 		}
 		c.log.Info("iscsi: Data-Out out of place", "offset", offset, "bytes", n, "datasn", sn)
+		t.failed = wrongAmount
+		if h.ttt() == noTag && !t.unsolicited {
+			t.failed = unexpectedData
+		}
 		if h.final() {
 			t.unsolicited = false
 		}
@@ -139,6 +143,7 @@ func (c *conn) gather(t *task, h *header) (ok bool, err error) {
 			t.unsolicited = false
 		} else {
 			if t.received != t.outstanding[0].end {
+				t.failed = wrongAmount
 				return false, nil
 			}
 			copy(t.outstanding, t.outstanding[1:])
@@ -151,8 +156,8 @@ func (c *conn) gather(t *task, h *header) (ok bool, err error) {
 // advance does what a gathering task needs next: run it, ask for more, or wait.
 func (c *conn) advance(t *task) {
 	switch {
-	case t.failed:
-		t.DataPhaseError()
+	case t.failed != 0:
+		t.Fail(abortedCommand, t.failed)
 		t.refused = true
 		c.start(t)
 		return
@@ -235,10 +240,15 @@ func (c *conn) unreserve(t *task) {
 // Aborted implements scsi.Aborter.
 func (c *conn) Aborted(tag uint64) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	t := c.tasks[uint32(tag)]
+	answered := false
 	if t != nil && t.WasAborted() && t.phase == phaseGathering && c.receiving != t {
+		_, answered = t.AbortStatus()
 		c.freeGathering(t)
+	}
+	c.mu.Unlock()
+	if answered {
+		c.send.flush()
 	}
 }
 
@@ -254,9 +264,14 @@ func (c *conn) freeGathering(t *task) {
 		delete(c.tasks, t.itt)
 	}
 	c.unreserve(t)
-	if !t.immediate {
-		c.session.underWay.Add(-1)
-	}
+	c.over(t.immediate)
 	t.Finish()
+	if status, respond := t.AbortStatus(); respond {
+		t.Status, t.Sense = status, nil
+		q := c.send
+		q.mu.Lock()
+		c.putResponse(t) // whoever called writes it, without conn.mu
+		q.mu.Unlock()
+	}
 	t.recycle()
 }

@@ -2,8 +2,11 @@ package iscsi
 
 import (
 	"bytes"
+	"encoding/binary"
 	"io"
 	"net"
+	"runtime/debug"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,7 +28,7 @@ func (c *canned) SetDeadline(time.Time) error      { return nil }
 func (c *canned) SetReadDeadline(time.Time) error  { return nil }
 func (c *canned) SetWriteDeadline(time.Time) error { return nil }
 
-// bench is a server that fuzzing feeds connections to.
+// fuzzServer is a server that fuzzing feeds connections to.
 func fuzzServer(f *testing.F) *Server {
 	srv, err := NewServer(Options{Auth: func(initiator, target string) *CHAP {
 		if initiator == testInitiator {
@@ -73,11 +76,116 @@ func FuzzLogin(f *testing.F) {
 	start := wire(c.loginHeader(0x00), "InitiatorName=iqn.x\x00TargetName="+testTarget+"\x00AuthMethod=CHAP\x00")
 	f.Add(append(start, wire(c.loginHeader(0x00), "CHAP_A=5,7\x00")...))
 	f.Add(wire(c.loginHeader(0x44), "InitiatorName=iqn.x\x00SessionType=Dis"))
+	join := &client{isid: 9, cmdSN: 1, tsih: 1}
+	for _, cid := range []uint16{0, 1} {
+		join.cid = cid
+		f.Add(wire(join.loginHeader(0x87), "InitiatorName="+testInitiator+"\x00TargetName="+testTarget+"\x00MaxConnections=4\x00"))
+	}
 	srv := fuzzServer(f)
 	f.Fuzz(func(t *testing.T, in []byte) {
+		// A session with TSIH 1 is there to be joined, and replaced.
+		srv.mu.Lock()
+		srv.lastTSIH = 0
+		srv.mu.Unlock()
+		l := &client{isid: 9, cmdSN: 1, itt: 1}
+		there, done := net.Pipe()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			newConn(srv, there).serve()
+		}()
+		go io.Copy(io.Discard, done)
+		done.Write(wire(l.loginHeader(0x87), "InitiatorName="+testInitiator+"\x00TargetName="+testTarget+"\x00MaxConnections=4\x00"))
 		newConn(srv, &canned{Reader: bytes.NewReader(in)}).serve()
+		done.Close()
+		<-ended
 		idle(t, srv)
 	})
+}
+
+// FuzzConnections feeds the two connections of one session at once; the byte at split cuts the
+// input in two. The first connection's login is complete before the second one's begins.
+func FuzzConnections(f *testing.F) {
+	lead := &client{cmdSN: 1}
+	tur := wire(lead.command(0x80, 0, 0, 0, 0, 0, 0, 0), "")
+	w := &client{cmdSN: 2, itt: 50}
+	h := w.command(0x20, 1024, write10(0, 2)...)
+	second := append(wire(h, string(make([]byte, 512))), wire(dataOut(h, noTag, 0, 512), string(make([]byte, 512)))...)
+	f.Add(uint16(len(tur)), append(append([]byte(nil), tur...), second...))
+	abort := w.function(tmfAbortTask, 0, 7, 1)
+	out := w.logout(logoutConnection, 0)
+	f.Add(uint16(0), append(second, append(wire(abort, ""), wire(out, "")...)...))
+	f.Add(uint16(headerBytes), append(wire(w.function(tmfResetUnit, 0, noTag, 0), ""), wire(w.logout(logoutConnection, 0), "")...))
+	srv := fuzzServer(f)
+	f.Fuzz(func(t *testing.T, split uint16, in []byte) {
+		cut := min(int(split), len(in))
+		watchdog := time.AfterFunc(time.Minute, func() {
+			debug.SetTraceback("all")
+			panic("the connections wait for each other")
+		})
+		defer watchdog.Stop()
+		lead := newStaying(io.MultiReader(bytes.NewReader(goodLogin("MaxConnections=2\x00InitialR2T=No\x00iSCSIProtocolLevel=2\x00")), bytes.NewReader(in[:cut])))
+		serve := func(s *staying) {
+			newConn(srv, s).serve()
+			close(s.ended)
+		}
+		go serve(lead)
+		<-lead.begun
+		c := &client{isid: 1, cmdSN: 1, itt: 1, tsih: lead.tsih, cid: 1}
+		login := wire(c.loginHeader(0x87), "InitiatorName="+testInitiator+"\x00TargetName="+testTarget+"\x00")
+		other := newStaying(io.MultiReader(bytes.NewReader(login), bytes.NewReader(in[cut:])))
+		go serve(other)
+		for _, s := range []*staying{lead, other} {
+			select {
+			case <-s.drained:
+			case <-s.ended:
+			}
+		}
+		lead.Close()
+		other.Close()
+		<-lead.ended
+		<-other.ended
+		idle(t, srv)
+		if m := srv.memory.Load(); m != 0 {
+			t.Fatalf("%d bytes are still counted", m)
+		}
+	})
+}
+
+// staying is canned, but its peer stays when it has said all, until the connection is closed.
+type staying struct {
+	canned
+	once                          sync.Once
+	closing                       sync.Once
+	begun, drained, closed, ended chan struct{}
+	tsih                          uint16 // from the first answer, when begun is closed
+}
+
+func newStaying(r io.Reader) *staying {
+	return &staying{canned: canned{Reader: r}, begun: make(chan struct{}), drained: make(chan struct{}), closed: make(chan struct{}), ended: make(chan struct{})}
+}
+
+func (s *staying) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if n > 0 || err == nil {
+		return n, nil
+	}
+	close(s.drained)
+	<-s.closed
+	return 0, io.EOF
+}
+
+func (s *staying) Write(p []byte) (int, error) {
+	s.once.Do(func() {
+		s.tsih = binary.BigEndian.Uint16(p[14:])
+		close(s.begun)
+	})
+	return len(p), nil
+}
+
+func (s *staying) Close() error {
+	s.closing.Do(func() { close(s.closed) })
+	return nil
 }
 
 // FuzzConnection feeds a session in its full feature phase.

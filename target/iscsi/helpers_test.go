@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +31,7 @@ const (
 // lab is a server with one target on loopback.
 type lab struct {
 	t      testing.TB
+	pause  sync.RWMutex // read-locked by bystanders while they have I/O under way
 	srv    *Server
 	target *scsi.Target
 	dev    target.Device
@@ -46,6 +51,7 @@ func newLab(t testing.TB, o Options, dev target.Device) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	srv.farewell = time.Minute // however busy the machine, those who listen are told
 	tgt := scsi.NewTarget(testTarget, scsi.Options{})
 	if err := tgt.Attach(0, dev, scsi.UnitOptions{}); err != nil {
 		t.Fatal(err)
@@ -77,7 +83,10 @@ type client struct {
 	itt       uint32
 	tsih      uint16
 	isid      byte
+	cid       uint16
 	hd, dd    bool
+	numbers   *atomic.Uint32 // of a session of several connections: the next CmdSN
+	quiet     bool           // acknowledges nothing
 }
 
 // pdu is a received PDU.
@@ -93,7 +102,7 @@ func (l *lab) dial() *client {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(30 * time.Second))
+	nc.SetDeadline(time.Now().Add(5 * time.Minute))
 	return &client{t: l.t, nc: nc, cmdSN: 1, itt: 1, isid: 1}
 }
 
@@ -109,6 +118,9 @@ func (l *lab) session(keys ...string) *client {
 
 func (c *client) send(h *header, data []byte) error {
 	h.setDataLen(len(data))
+	if h.opcode() != opLoginReq && h.opcode() != opDataOut && !c.quiet {
+		h.put32(28, c.expStatSN)
+	}
 	b := append([]byte(nil), h[:]...)
 	if c.hd {
 		d := digest(h[:])
@@ -131,6 +143,11 @@ func (c *client) recv() (*pdu, error) {
 	p := new(pdu)
 	if _, err := io.ReadFull(c.nc, p.h[:]); err != nil {
 		return nil, err
+	}
+	switch op := p.h.opcode(); {
+	case op == opDataIn && p.h[1]&1 == 0, op == opR2T, op == opNopIn && p.h.itt() == noTag:
+	default:
+		c.expStatSN = p.h.u32(24) + 1
 	}
 	if c.hd {
 		var d [4]byte
@@ -164,7 +181,13 @@ func (c *client) recv() (*pdu, error) {
 func (c *client) login(keys ...string) uint16 {
 	c.t.Helper()
 	text := []byte(nil)
-	for _, k := range append([]string{"InitiatorName=" + testInitiator, "TargetName=" + testTarget, "SessionType=Normal"}, keys...) {
+	for _, k := range []string{"InitiatorName=" + testInitiator, "TargetName=" + testTarget, "SessionType=Normal"} {
+		key, _, _ := strings.Cut(k, "=")
+		if !slices.ContainsFunc(keys, func(k string) bool { return strings.HasPrefix(k, key+"=") }) {
+			text = append(append(text, k...), 0)
+		}
+	}
+	for _, k := range keys {
 		text = append(append(text, k...), 0)
 	}
 	h := c.loginHeader(0x87)
@@ -197,8 +220,97 @@ func (c *client) loginHeader(flags byte) *header {
 	h[8], h[13] = 0x80, c.isid
 	binary.BigEndian.PutUint16(h[14:], c.tsih)
 	h.put32(16, c.itt)
-	h.put32(24, c.cmdSN)
+	h.put16(20, c.cid)
+	h.put32(24, c.next())
 	return h
+}
+
+// next is the CmdSN that comes next.
+func (c *client) next() uint32 {
+	if c.numbers != nil {
+		return c.numbers.Load()
+	}
+	return c.cmdSN
+}
+
+// number takes the next CmdSN.
+func (c *client) number() uint32 {
+	if c.numbers != nil {
+		return c.numbers.Add(1) - 1
+	}
+	c.cmdSN++
+	return c.cmdSN - 1
+}
+
+// immediate builds an immediate PDU.
+func (c *client) immediate(opcode, flags byte, itt uint32) *header {
+	h := new(header)
+	h[0], h[1] = opcode|0x40, 0x80|flags
+	h.put32(16, itt)
+	h.put32(24, c.next())
+	return h
+}
+
+// function builds a task management function.
+func (c *client) function(which byte, lun byte, itt, ref uint32) *header {
+	h := c.immediate(opTaskReq, which, 5000)
+	h[9] = lun
+	h.put32(20, itt)
+	h.put32(32, ref)
+	return h
+}
+
+// expect reads on to a PDU with that opcode, answers pings meanwhile, and fails at what it did not
+// expect.
+func (c *client) expect(opcode byte) *pdu {
+	c.t.Helper()
+	for {
+		p, err := c.recv()
+		if err != nil {
+			c.t.Fatalf("instead of opcode %#x: %v", opcode, err)
+		}
+		if p.h.opcode() == opNopIn && p.h.itt() == noTag && opcode != opNopIn {
+			c.pong(p)
+			continue
+		}
+		if p.h.opcode() != opcode {
+			c.t.Fatalf("opcode %#x instead of %#x:\n%x %x", p.h.opcode(), opcode, p.h, p.data)
+		}
+		return p
+	}
+}
+
+// pong answers a ping of the target.
+func (c *client) pong(p *pdu) {
+	h := c.immediate(opNopOut, 0, noTag)
+	h.put32(20, p.h.ttt())
+	c.send(h, nil)
+}
+
+// pingPong has the target answer a ping: what it sent before has been read, and is returned.
+func (c *client) pingPong() (before []*pdu) {
+	c.t.Helper()
+	h := c.immediate(opNopOut, 0, 0x77777777)
+	h.put32(20, noTag)
+	if err := c.send(h, nil); err != nil {
+		c.t.Fatal(err)
+	}
+	for {
+		p, err := c.recv()
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		switch {
+		case p.h.opcode() == opNopIn && p.h.itt() == h.itt():
+			return before
+		case p.h.opcode() == opNopIn:
+			if !c.quiet {
+				c.pong(p)
+			}
+			continue
+		}
+		before = append(before, p)
+	}
 }
 
 // command builds a SCSI command. Flags: 0x40 read, 0x20 write, 0x80 final.
@@ -208,8 +320,7 @@ func (c *client) command(flags byte, edtl uint32, cdb ...byte) *header {
 	c.itt++
 	h.put32(16, c.itt)
 	h.put32(20, edtl)
-	h.put32(24, c.cmdSN)
-	c.cmdSN++
+	h.put32(24, c.number())
 	copy(h[32:], cdb)
 	return h
 }
@@ -241,6 +352,9 @@ func (c *client) finish(h *header, data []byte) (*result, error) {
 		}
 		if p.h.opcode() == opReject {
 			return nil, fmt.Errorf("reject, reason %#x", p.h[2])
+		}
+		if p.h.opcode() == opNopIn && p.h.itt() == noTag {
+			c.pong(p)
 		}
 		if p.h.itt() != h.itt() {
 			continue

@@ -14,9 +14,9 @@ import (
 	"github.com/ledge-storage/ledge/target/scsi"
 )
 
-// TestLimits: connections, sessions, a login that never comes.
+// TestLimits: sessions, connections, a login that never comes.
 func TestLimits(t *testing.T) {
-	l := newLab(t, Options{MaxSessions: 2, MaxConnections: 4, LoginTimeout: 200 * time.Millisecond}, nil)
+	l := newLab(t, Options{MaxSessions: 2, MaxConnections: 3, LoginTimeout: time.Hour}, nil)
 	for i := range 2 {
 		c := l.dial()
 		c.isid = byte(i + 1)
@@ -29,16 +29,27 @@ func TestLimits(t *testing.T) {
 	if status := c.login(); status != 0x0302 {
 		t.Errorf("third session: status %04X", status)
 	}
+	c.nc.Close()
 	eventually(t, "two connections", func() bool { return l.srv.Stats().Connections == 2 })
-	silent := []*client{l.dial(), l.dial()}
-	eventually(t, "four connections", func() bool { return l.srv.Stats().Connections == 4 })
-	if _, err := l.dial().recv(); err == nil {
-		t.Error("a fifth connection is served")
+	silent := l.dial()
+	eventually(t, "three connections", func() bool { return l.srv.Stats().Connections == 3 })
+	l.dial()
+	if _, err := silent.recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("one that logs in makes no room for the next: %v", err)
 	}
-	for _, c := range silent {
-		if _, err := c.recv(); !errors.Is(err, io.EOF) {
-			t.Errorf("a login that never comes: %v", err)
-		}
+
+	l = newLab(t, Options{MaxSessions: 1, MaxConnections: 1, LoginTimeout: time.Hour}, nil)
+	l.session().ready()
+	if _, err := l.dial().recv(); err == nil {
+		t.Error("a connection too many is served")
+	}
+	if n := l.srv.Stats().RefusedConnections; n != 1 {
+		t.Errorf("%d connections were refused", n)
+	}
+
+	l = newLab(t, Options{LoginTimeout: 100 * time.Millisecond}, nil)
+	if _, err := l.dial().recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("a login that never comes: %v", err)
 	}
 }
 
@@ -72,7 +83,7 @@ func TestMemory(t *testing.T) {
 
 // TestPing: a silent initiator is pinged, then dropped; one that answers is kept.
 func TestPing(t *testing.T) {
-	l := newLab(t, Options{PingAfter: 100 * time.Millisecond}, nil)
+	l := newLab(t, Options{PingAfter: 500 * time.Millisecond}, nil)
 	c := l.session()
 	for range 3 {
 		p, err := c.recv()
@@ -94,6 +105,44 @@ func TestPing(t *testing.T) {
 		}
 	}
 	eventually(t, "the session ends", func() bool { return l.srv.Stats().Sessions == 0 })
+}
+
+// TestStoppedProcess: a server that was stopped for hours, as a paused virtual machine is, takes its
+// own absence for nobody's silence. It pings after silence that it lived through, once, and closes
+// after as much again.
+func TestStoppedProcess(t *testing.T) {
+	o := Options{PingAfter: time.Hour, OrderTimeout: time.Hour}
+	l := newLab(t, o, nil)
+	c := l.session().ready()
+	var at *conn
+	l.srv.mu.Lock()
+	for at = range l.srv.conns {
+	}
+	l.srv.mu.Unlock()
+	now := time.Now()
+	tick := func(later time.Duration) {
+		now = now.Add(later)
+		at.tick(now, o.PingAfter/4)
+	}
+	tick(0)
+	for range 3 {
+		tick(24 * time.Hour)
+	}
+	if got := c.pingPong(); len(got) != 0 {
+		t.Fatalf("opcode %#x", got[0].h.opcode())
+	}
+	tick(0) // it was heard
+	for range 7 {
+		tick(o.PingAfter / 4)
+	}
+	if p := c.expect(opNopIn); p.h.itt() != noTag {
+		t.Fatalf("%x", p.h)
+	}
+	tick(o.PingAfter / 4)
+	if got := c.closed(); len(got) != 0 {
+		t.Errorf("opcode %#x after the ping", got[0].h.opcode())
+	}
+	l.over()
 }
 
 // TestNoReader: a peer that asks for much and takes nothing is dropped, and holds little memory
@@ -223,9 +272,9 @@ func TestGarbage(t *testing.T) {
 	seed := uint64(20261123)
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
-	l := newLab(t, Options{LoginTimeout: 2 * time.Second, SendTimeout: 2 * time.Second}, nil)
+	l := newLab(t, Options{}, nil)
 	other := l.dial()
-	other.nc.SetDeadline(time.Now().Add(2 * time.Minute))
+	other.nc.SetDeadline(time.Now().Add(20 * time.Minute))
 	other.isid = 77
 	if other.login() != 0 {
 		t.Fatal("login")
@@ -311,6 +360,9 @@ func mutant(r *rand.Rand, c *client) (*header, []byte) {
 		}
 		copy(h[32:], cdb)
 	}
+	if h.opcode() == opTaskReq && h[1]&0x7F == tmfColdReset {
+		h[1]-- // it ends every session of the target, as it should
+	}
 	return h, data
 }
 
@@ -320,7 +372,7 @@ func TestIdleMemory(t *testing.T) {
 	if testing.Short() {
 		n = 100
 	}
-	l := newLab(t, Options{}, nil)
+	l := newLab(t, Options{MaxSessionsPerInitiator: 1024}, nil)
 	heap := func() uint64 {
 		var m runtime.MemStats
 		runtime.GC()

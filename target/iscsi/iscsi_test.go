@@ -18,6 +18,7 @@ import (
 type blocking struct {
 	target.Device
 	hold chan struct{} // nil: does not hold; else Write waits for it or for its context
+	late time.Duration // how much later than its context it ends
 	in   atomic.Int32
 }
 
@@ -36,6 +37,7 @@ func (b *blocking) Write(ctx context.Context, lba uint64, src [][]byte, fua bool
 		select {
 		case <-b.hold:
 		case <-ctx.Done():
+			time.Sleep(b.late)
 			return ctx.Err()
 		}
 	}
@@ -44,7 +46,7 @@ func (b *blocking) Write(ctx context.Context, lba uint64, src [][]byte, fua bool
 
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for range 2000 {
+	for range 12000 { // a minute: it takes long only where it fails
 		if f() {
 			return
 		}
@@ -178,8 +180,8 @@ func TestTaskManagement(t *testing.T) {
 					t.Error("the write still runs")
 				}
 				c.ready()
-				if ss := l.srv.sessionOf(c.tsih); ss.underWay.Load() != 0 {
-					t.Errorf("%d commands under way", ss.underWay.Load())
+				if ss := l.srv.sessionOf(c.tsih); ss.underWay() != 0 {
+					t.Errorf("%d commands under way", ss.underWay())
 				}
 			})
 		}

@@ -67,6 +67,7 @@ type params struct {
 	maxOutstandingR2T        int
 	time2Wait, time2Retain   int
 	protocolLevel            int
+	maxConnections           int
 }
 
 // What this target offers. A received segment is at most maxReceive long.
@@ -76,26 +77,37 @@ const (
 	ourFirstBurst     = 256 << 10
 	ourOutstandingR2T = 4
 	loginReceive      = 8192 // until login is done (RFC 7143 13.12)
+	// maxSessionConnections is the most that Options.SessionConnections may be.
+	maxSessionConnections = 16
+	maxAlias              = 255
 )
 
 func defaultParams() params {
 	return params{
 		initialR2T: true, immediateData: true, maxSend: 8192,
 		maxBurst: 262144, firstBurst: 65536, maxOutstandingR2T: 1, time2Wait: 2, time2Retain: 20,
-		protocolLevel: 1,
+		protocolLevel: 1, maxConnections: 1,
 	}
+}
+
+// connection returns what a further connection of the session begins its login with: the
+// session's parameters as they are, its own as the standard has them.
+func (p params) connection() params {
+	d := defaultParams()
+	p.headerDigest, p.dataDigest, p.maxSend = d.headerDigest, d.dataDigest, d.maxSend
+	return p
 }
 
 type keyKind uint8
 
 const (
-	keyList     keyKind = iota // the first of the offered values that is ours
-	keyAnd                     // Yes where both say so
-	keyOr                      // Yes where one says so
-	keyMin                     // the smaller number
-	keyMax                     // the larger number
-	keyDeclare                 // a number that is told, not negotiated
-	keyIdentity                // handled by the login itself
+	keyList    keyKind = iota // the first of the offered values that is ours
+	keyAnd                    // Yes where both say so
+	keyOr                     // Yes where one says so
+	keyMin                    // the smaller number
+	keyMax                    // the larger number
+	keyDeclare                // a number that is told, not negotiated
+	keyRefused                // answered Reject
 )
 
 // keyRule says how a key is negotiated (RFC 7143 section 13).
@@ -109,28 +121,37 @@ type keyRule struct {
 	set        func(*params, int)
 }
 
-// keyRules are the operational keys.
+// keyRules are the operational keys. MaxConnections is bounded by Options too.
 var keyRules = map[string]keyRule{
 	"HeaderDigest":             {kind: keyList, values: "None,CRC32C", anySession: true, set: func(p *params, v int) { p.headerDigest = v == 1 }},
 	"DataDigest":               {kind: keyList, values: "None,CRC32C", anySession: true, set: func(p *params, v int) { p.dataDigest = v == 1 }},
-	"MaxConnections":           {kind: keyMin, lo: 1, hi: 65535, ours: 1, leading: true},
+	"MaxConnections":           {kind: keyMin, lo: 1, hi: 65535, ours: maxSessionConnections, leading: true, set: func(p *params, v int) { p.maxConnections = v }},
 	"InitialR2T":               {kind: keyOr, ours: 0, leading: true, set: func(p *params, v int) { p.initialR2T = v == 1 }},
 	"ImmediateData":            {kind: keyAnd, ours: 1, leading: true, set: func(p *params, v int) { p.immediateData = v == 1 }},
 	"MaxRecvDataSegmentLength": {kind: keyDeclare, lo: 512, hi: 1<<24 - 1, anySession: true, set: func(p *params, v int) { p.maxSend = v }},
 	"MaxBurstLength":           {kind: keyMin, lo: 512, hi: 1<<24 - 1, ours: ourMaxBurst, leading: true, set: func(p *params, v int) { p.maxBurst = v }},
 	"FirstBurstLength":         {kind: keyMin, lo: 512, hi: 1<<24 - 1, ours: ourFirstBurst, leading: true, set: func(p *params, v int) { p.firstBurst = v }},
-	"DefaultTime2Wait":         {kind: keyMax, lo: 0, hi: 3600, ours: 2, anySession: true, set: func(p *params, v int) { p.time2Wait = v }},
-	"DefaultTime2Retain":       {kind: keyMin, lo: 0, hi: 3600, ours: 0, anySession: true, set: func(p *params, v int) { p.time2Retain = v }},
+	"DefaultTime2Wait":         {kind: keyMax, lo: 0, hi: 3600, ours: 2, leading: true, anySession: true, set: func(p *params, v int) { p.time2Wait = v }},
+	"DefaultTime2Retain":       {kind: keyMin, lo: 0, hi: 3600, ours: 0, leading: true, anySession: true, set: func(p *params, v int) { p.time2Retain = v }},
 	"MaxOutstandingR2T":        {kind: keyMin, lo: 1, hi: 65535, ours: ourOutstandingR2T, leading: true, set: func(p *params, v int) { p.maxOutstandingR2T = v }},
 	"DataPDUInOrder":           {kind: keyOr, ours: 1, leading: true},
 	"DataSequenceInOrder":      {kind: keyOr, ours: 1, leading: true},
 	"ErrorRecoveryLevel":       {kind: keyMin, lo: 0, hi: 2, ours: 0, anySession: true, leading: true},
 	"TaskReporting":            {kind: keyList, values: "RFC3720,ResponseFence", leading: true},
-	"iSCSIProtocolLevel":       {kind: keyMin, lo: 0, hi: 31, ours: 1, leading: true, anySession: true, set: func(p *params, v int) { p.protocolLevel = v }},
-	"IFMarker":                 {kind: keyAnd, ours: 0, anySession: true},
-	"OFMarker":                 {kind: keyAnd, ours: 0, anySession: true},
-	"IFMarkInt":                {kind: keyList, values: "Irrelevant", anySession: true},
-	"OFMarkInt":                {kind: keyList, values: "Irrelevant", anySession: true},
+	"iSCSIProtocolLevel":       {kind: keyMin, lo: 0, hi: 31, ours: levelQueries, leading: true, set: func(p *params, v int) { p.protocolLevel = v }},
+
+	// Obsolete, but never NotUnderstood (13.25).
+	"IFMarker":  {kind: keyAnd, ours: 0, anySession: true},
+	"OFMarker":  {kind: keyAnd, ours: 0, anySession: true},
+	"IFMarkInt": {kind: keyRefused, anySession: true},
+	"OFMarkInt": {kind: keyRefused, anySession: true},
+
+	// An initiator has no business with these in a login: they are the target's, or of the full
+	// feature phase.
+	"SendTargets":          {kind: keyRefused, anySession: true},
+	"TargetAddress":        {kind: keyRefused, anySession: true},
+	"TargetAlias":          {kind: keyRefused, anySession: true},
+	"TargetPortalGroupTag": {kind: keyRefused, anySession: true},
 }
 
 // negotiate answers one operational key. A key that is not to be answered gives "".
@@ -140,10 +161,9 @@ func (p *params) negotiate(key, value string) (answer string) {
 		return "NotUnderstood"
 	}
 	switch r.kind {
+	case keyRefused:
+		return "Reject"
 	case keyList:
-		if r.values == "Irrelevant" {
-			return "Irrelevant"
-		}
 		ours := strings.Split(r.values, ",")
 		for v := range strings.SplitSeq(value, ",") {
 			if i := slices.Index(ours, v); i >= 0 {

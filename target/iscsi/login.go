@@ -70,7 +70,9 @@ type login struct {
 	tsih      uint16
 	cid       uint16
 	initiator string
+	alias     string // the initiator's
 	target    string
+	session   *session // that the login adds a connection to, by its TSIH
 	discovery bool
 	named     bool // the keys of the first request have been read
 	seen      map[string]bool
@@ -229,6 +231,8 @@ func (l *login) identify(pairs []pair) error {
 			l.target = strings.ToLower(p.value)
 		case "SessionType":
 			session = p.value
+		case "InitiatorAlias":
+			l.alias = p.value[:min(len(p.value), maxAlias)]
 		}
 	}
 	if l.initiator == "" {
@@ -249,11 +253,12 @@ func (l *login) identify(pairs []pair) error {
 		return refuse(loginBadSessionType, "SessionType %.20q", session)
 	}
 	if l.tsih != 0 {
-		old := l.c.server.sessionOf(l.tsih)
-		if old == nil || old.key != (sessionKey{l.target, l.initiator, l.isid}) {
+		ss := l.c.server.sessionOf(l.tsih)
+		if ss == nil || ss.key != (sessionKey{l.target, l.initiator, l.isid}) {
 			return refuse(loginNoSession, "no session with TSIH %d", l.tsih)
 		}
-		return refuse(loginTooManyConns, "session %d has its one connection", l.tsih)
+		l.session = ss
+		l.params = ss.params.connection()
 	}
 	if !l.discovery {
 		t := l.c.server.target(l.target)
@@ -264,6 +269,11 @@ func (l *login) identify(pairs []pair) error {
 			return refuse(loginForbidden, "%s may not see %s", l.initiator, l.target)
 		}
 		l.answer("TargetPortalGroupTag", strconv.Itoa(int(l.c.server.opts.PortalGroupTag)))
+		if f := l.c.server.opts.TargetAlias; f != nil {
+			if a := f(l.target); a != "" && len(a) <= maxAlias {
+				l.answer("TargetAlias", a)
+			}
+		}
 	}
 	if f := l.c.server.opts.Auth; f != nil {
 		l.auth.want = f(l.initiator, l.target)
@@ -308,11 +318,21 @@ func (l *login) operational(pairs []pair) error {
 		if p.key == "AuthMethod" || strings.HasPrefix(p.key, "CHAP_") {
 			return refuse(loginInitiatorError, "key %s out of its stage", p.key)
 		}
-		if r, ok := keyRules[p.key]; ok && l.discovery && !r.anySession {
+		r, ok := keyRules[p.key]
+		switch {
+		case ok && l.discovery && !r.anySession:
 			l.answer(p.key, "Irrelevant")
 			continue
+		case ok && r.leading && l.session != nil:
+			l.answer(p.key, "Reject") // agreed by the leading connection, for all
+			continue
 		}
-		if a := l.params.negotiate(p.key, p.value); a != "" {
+		a := l.params.negotiate(p.key, p.value)
+		if limit := l.c.server.opts.SessionConnections; l.params.maxConnections > limit {
+			l.params.maxConnections = limit
+			a = strconv.Itoa(limit)
+		}
+		if a != "" {
 			if a == "Reject" {
 				l.c.log.Info("iscsi: login key rejected", "key", p.key)
 			}
@@ -335,16 +355,26 @@ func (l *login) finish(h *header) (bool, error) {
 		l.params.firstBurst = l.params.maxBurst
 	}
 	s := l.c.server
-	ss, err := s.open(l.c, sessionKey{l.target, l.initiator, l.isid}, l.discovery, l.c.firstCmdSN)
+	enter := s.open
+	if l.session != nil {
+		enter = s.join
+	}
+	ss, err := enter(l.c, l)
 	switch {
 	case errors.Is(err, errTooManySessions):
 		return false, refuse(loginOutOfResources, "the server has %d sessions", s.opts.MaxSessions)
+	case errors.Is(err, errTooManyOfOne):
+		return false, refuse(loginOutOfResources, "%s has %d sessions", l.initiator, s.opts.MaxSessionsPerInitiator)
+	case errors.Is(err, errTooManyConns):
+		return false, refuse(loginTooManyConns, "session %d has all its connections", l.tsih)
+	case errors.Is(err, errNoSession):
+		return false, refuse(loginNoSession, "session %d has ended", l.tsih)
 	case errors.Is(err, errTargetGone):
 		return false, refuse(loginNotFound, "target %s was removed", l.target)
 	case err != nil:
 		return false, refuse(loginUnavailable, "%v", err)
 	}
-	l.c.session = ss
+	l.c.log = l.c.log.With("initiator", l.initiator, "target", l.target)
 	l.tsih = ss.tsih
 	s.counters.logins.Add(1)
 	l.respond(h, 0x83, l.answered, 0)
@@ -361,8 +391,12 @@ func (l *login) respond(h *header, flags byte, text []byte, status loginStatus) 
 	binary.BigEndian.PutUint16(r[14:], l.tsih)
 	r.put32(16, h.itt())
 	exp, maximum := h.cmdSN(), h.cmdSN()
-	if ss := l.c.session; ss != nil {
-		exp, maximum = ss.expCmdSN.Load(), ss.maxCmdSN()
+	ss := l.session
+	if l.c.session != nil {
+		ss = l.c.session
+	}
+	if ss != nil {
+		exp, maximum = ss.expCmdSN.Load(), ss.maxCmdSN.Load()
 	}
 	r.put32(28, exp)
 	r.put32(32, maximum)

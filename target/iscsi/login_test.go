@@ -72,7 +72,7 @@ func TestNegotiate(t *testing.T) {
 		{"MaxBurstLength", "99999999999999999999", "Reject"},
 		{"FirstBurstLength", "65536", "65536"},
 		{"MaxOutstandingR2T", "0", "Reject"},
-		{"MaxConnections", "8", "1"},
+		{"MaxConnections", "8", "8"},
 		{"ErrorRecoveryLevel", "2", "0"},
 		{"DefaultTime2Wait", "0", "2"},
 		{"DataPDUInOrder", "No", "Yes"},

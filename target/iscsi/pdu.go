@@ -69,6 +69,8 @@ func (h *header) ttt() uint32     { return h.u32(20) }
 func (h *header) cmdSN() uint32   { return h.u32(24) }
 
 func (h *header) u32(i int) uint32      { return binary.BigEndian.Uint32(h[i:]) }
+func (h *header) u16(i int) uint16      { return binary.BigEndian.Uint16(h[i:]) }
+func (h *header) put16(i int, v uint16) { binary.BigEndian.PutUint16(h[i:], v) }
 func (h *header) put32(i int, v uint32) { binary.BigEndian.PutUint32(h[i:], v) }
 func (h *header) put64(i int, v uint64) { binary.BigEndian.PutUint64(h[i:], v) }
 func (h *header) setDataLen(n int)      { h[5], h[6], h[7] = byte(n>>16), byte(n>>8), byte(n) }

@@ -45,22 +45,41 @@ type Options struct {
 	// or a nil function: nothing.
 	Auth func(initiator, target string) *CHAP
 	// MaxSessions and MaxConnections bound what is held at once, logins included; zero: 1024
-	// and MaxSessions + 256.
+	// and MaxSessions + 256. A connection beyond takes the place of the one that has been
+	// logging in for longest, where there is one.
 	MaxSessions, MaxConnections int
+	// MaxSessionsPerInitiator bounds the sessions of one initiator name with one target; zero:
+	// 64. It must not exceed MaxSessions.
+	MaxSessionsPerInitiator int
+	// SessionConnections is how many connections a session may have, where the initiator wants
+	// several, 1 to 16; zero: 4.
+	SessionConnections int
+	// OrderTimeout is how long a session of several connections waits for a command when later
+	// ones have come already, or for an acknowledgement that a task management response must
+	// follow; zero: 30 s.
+	OrderTimeout time.Duration
+	// TargetAlias returns the alias of a target, told at login; nil, or empty: none.
+	TargetAlias func(target string) string
 	// LoginTimeout bounds a whole login; zero: 15 s.
 	LoginTimeout time.Duration
 	// SendTimeout is how long an initiator may take no data that it asked for; zero: 30 s.
 	SendTimeout time.Duration
 	// PingAfter is how long a connection may be silent before it is pinged; zero: 30 s. Twice
-	// that, and it is closed.
+	// that, and it is closed, and its session with it.
 	PingAfter time.Duration
+	// Spin is how long a connection's goroutine looks for the next command before it is parked;
+	// zero: not at all. It halves the latency of one command after another where a core is free,
+	// and takes up to that long of a core for each command that then does not come. A connection
+	// that is idle does not spin.
+	Spin time.Duration
 	// Window is how many commands of a session may be under way; zero: 128.
 	Window int
 	// WriteMemory bounds the memory in which one session's writes beyond their first burst are
 	// gathered; zero: 64 MiB. It must hold one command of the largest transfer.
 	WriteMemory int64
 	// Memory bounds the data of all commands under way on the server; a command beyond it gets
-	// TASK SET FULL. Zero: 1 GiB. Answers on their way to initiators come on top: 1 MiB a
+	// TASK SET FULL, unless its session holds less than Memory/MaxSessions: that much nobody
+	// can take from it. Zero: 1 GiB. Answers on their way to initiators come on top: 1 MiB a
 	// connection, and what Window commands add while they wait for room there.
 	Memory int64
 }
@@ -77,6 +96,9 @@ func (o *Options) setDefaults() error {
 	}
 	setDefault(&o.MaxSessions, 1024)
 	setDefault(&o.MaxConnections, o.MaxSessions+256)
+	setDefault(&o.MaxSessionsPerInitiator, min(64, o.MaxSessions))
+	setDefault(&o.SessionConnections, 4)
+	setDefault(&o.OrderTimeout, 30*time.Second)
 	setDefault(&o.LoginTimeout, 15*time.Second)
 	setDefault(&o.SendTimeout, 30*time.Second)
 	setDefault(&o.PingAfter, 30*time.Second)
@@ -88,13 +110,22 @@ func (o *Options) setDefaults() error {
 		return fmt.Errorf("iscsi: MaxSessions %d is not in [1, 65535]", o.MaxSessions)
 	case o.MaxConnections < 1:
 		return fmt.Errorf("iscsi: MaxConnections %d is not positive", o.MaxConnections)
+	case o.MaxSessionsPerInitiator < 1 || o.MaxSessionsPerInitiator > o.MaxSessions:
+		return fmt.Errorf("iscsi: MaxSessionsPerInitiator %d is not in [1, %d]", o.MaxSessionsPerInitiator, o.MaxSessions)
+	case o.SessionConnections < 1 || o.SessionConnections > 16:
+		return fmt.Errorf("iscsi: SessionConnections %d is not in [1, 16]", o.SessionConnections)
 	case o.Window < 1 || o.Window > 1024:
 		return fmt.Errorf("iscsi: Window %d is not in [1, 1024]", o.Window)
-	case o.LoginTimeout < 0 || o.SendTimeout < 0 || o.PingAfter < 0 || o.WriteMemory < 0 || o.Memory < 0:
+	case o.Spin < 0 || o.Spin > MaxSpin:
+		return fmt.Errorf("iscsi: Spin %v is not in [0, %v]", o.Spin, MaxSpin)
+	case o.LoginTimeout < 0 || o.SendTimeout < 0 || o.PingAfter < 0 || o.OrderTimeout < 0 || o.WriteMemory < 0 || o.Memory < 0:
 		return errors.New("iscsi: a limit is negative")
 	}
 	return nil
 }
+
+// MaxSpin bounds Options.Spin: beyond it a parked goroutine is cheaper in every way.
+const MaxSpin = time.Millisecond
 
 func setDefault[T ~int | ~int64](p *T, v T) {
 	if *p == 0 {
@@ -104,8 +135,9 @@ func setDefault[T ~int | ~int64](p *T, v T) {
 
 // Server serves targets on any number of portals. All methods may be called at any time.
 type Server struct {
-	opts Options
-	log  *slog.Logger
+	opts     Options
+	log      *slog.Logger
+	farewell time.Duration // farewellTime; tests have other patience
 
 	mu        sync.Mutex // guards what follows
 	targets   map[string]*scsi.Target
@@ -119,6 +151,7 @@ type Server struct {
 	wg       sync.WaitGroup // connections and the pinger
 	work     chan *task
 	idle     atomic.Int32 // workers waiting for work
+	spinning atomic.Int32 // readers that spin
 	stop     chan struct{}
 	memory   atomic.Int64 // of Options.Memory in use
 	counters counters
@@ -140,7 +173,7 @@ type counters struct {
 type Stats struct {
 	Connections, Sessions         int
 	Logins, FailedLogins, Rejects uint64
-	// RefusedConnections were over MaxConnections.
+	// RefusedConnections were over MaxConnections, or had to make room while they logged in.
 	RefusedConnections uint64
 	// Memory is the data of commands under way, in bytes.
 	Memory int64
@@ -155,7 +188,7 @@ func NewServer(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		opts: o, log: o.Logger,
+		opts: o, log: o.Logger, farewell: farewellTime,
 		targets:   make(map[string]*scsi.Target),
 		listeners: make(map[net.Listener]struct{}),
 		conns:     make(map[*conn]struct{}),
@@ -186,25 +219,23 @@ func (s *Server) AddTarget(t *scsi.Target) error {
 	return nil
 }
 
-// RemoveTarget ends the sessions of a target, whose initiators are told, and serves it no more. It returns when none of its
-// commands runs on this server.
+// farewellTime is how long an initiator may take to be told of what the target wants of it.
+const farewellTime = time.Second
+
+// RemoveTarget ends the sessions of a target, whose initiators are told, and serves it no more. It
+// returns when none of its commands runs on this server. It does not wait for an initiator that
+// takes no data.
 func (s *Server) RemoveTarget(name string) {
 	s.mu.Lock()
 	delete(s.targets, name)
-	var gone []*session
-	for k, ss := range s.sessions {
-		if k.target == name {
-			gone = append(gone, ss)
-		}
-	}
 	s.mu.Unlock()
+	gone := s.sessionsWith(name)
 	var told sync.WaitGroup
 	for _, ss := range gone {
 		told.Add(1)
 		go func() {
 			defer told.Done()
-			ss.conn.async(asyncDropAll, 0)
-			ss.close()
+			ss.drop()
 		}()
 	}
 	told.Wait()
@@ -213,34 +244,63 @@ func (s *Server) RemoveTarget(name string) {
 	}
 }
 
-// RequestLogout asks the initiators of a target to log out within a time (RFC 7143 11.9), as
-// before a giveback. It does not wait for them to do so.
+// RequestLogout asks the initiators of a target to log out within a time (RFC 7143 11.9.1), as
+// before a giveback. It does not wait for them to do so. A connection that is still there when the
+// time is over is told that it is dropped, and closed.
 func (s *Server) RequestLogout(name string, within time.Duration) {
+	within = max(within, 0)
+	seconds := uint16(min(within/time.Second, 0xFFFF))
+	sessions := s.sessionsWith(name)
 	s.mu.Lock()
-	var asked []*session
-	for k, ss := range s.sessions {
-		if k.target == name {
-			asked = append(asked, ss)
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	var told sync.WaitGroup
+	for _, ss := range sessions {
+		for _, c := range ss.connections() {
+			told.Add(1)
+			c.inBackground(func() {
+				defer told.Done()
+				c.leaveBy.Store(time.Now().Add(within).UnixNano())
+				c.async(asyncLogout, 0, 0, seconds)
+			})
 		}
 	}
+	all := make(chan struct{})
+	s.wg.Add(1)
 	s.mu.Unlock()
-	var told sync.WaitGroup
-	for _, ss := range asked {
-		told.Add(1)
-		go func() {
-			defer told.Done()
-			ss.conn.async(asyncLogout, within)
-		}()
+	go func() {
+		defer s.wg.Done()
+		defer close(all)
+		told.Wait()
+	}()
+	select {
+	case <-all:
+	case <-time.After(s.farewell): // the others are told, or closed, without us
 	}
-	told.Wait()
+}
+
+// sessionsWith lists the normal sessions with a target.
+func (s *Server) sessionsWith(target string) (all []*session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, ss := range s.sessions {
+		if k.target == target {
+			all = append(all, ss)
+		}
+	}
+	return all
 }
 
 // Session describes a session for those who ask.
 type Session struct {
 	Target, Initiator string
-	// Peer is the initiator's address.
-	Peer string
-	TSIH uint16
+	// Alias is what the initiator calls itself, for people.
+	Alias string
+	// Peers are the initiator's addresses, one a connection, in no order.
+	Peers []string
+	TSIH  uint16
 	// UnderWay is how many of its commands have not been answered.
 	UnderWay int
 	// Stats is what it has done so far.
@@ -253,10 +313,14 @@ func (s *Server) Sessions() []Session {
 	defer s.mu.Unlock()
 	all := make([]Session, 0, len(s.sessions))
 	for k, ss := range s.sessions {
-		all = append(all, Session{
-			Target: k.target, Initiator: k.initiator, Peer: ss.conn.nc.RemoteAddr().String(),
-			TSIH: ss.tsih, UnderWay: int(ss.underWay.Load()), Stats: ss.nexus.Stats(),
-		})
+		x := Session{
+			Target: k.target, Initiator: k.initiator, Alias: ss.alias,
+			TSIH: ss.tsih, UnderWay: ss.underWay(), Stats: ss.nexus.Stats(),
+		}
+		for _, c := range ss.conns {
+			x.Peers = append(x.Peers, c.nc.RemoteAddr().String())
+		}
+		all = append(all, x)
 	}
 	return all
 }
@@ -318,9 +382,12 @@ func (s *Server) isClosed() bool {
 
 func (s *Server) accept(nc net.Conn) {
 	s.mu.Lock()
-	if s.closed || len(s.conns) >= s.opts.MaxConnections {
-		s.mu.Unlock()
+	full := len(s.conns) >= s.opts.MaxConnections
+	if full {
 		s.counters.refusedAt.Add(1)
+	}
+	if s.closed || full && !s.evict() {
+		s.mu.Unlock()
 		nc.Close()
 		return
 	}
@@ -335,6 +402,29 @@ func (s *Server) accept(nc net.Conn) {
 		delete(s.conns, c)
 		s.mu.Unlock()
 	}()
+}
+
+// maxLeaving is how many evicted connections may be about to end.
+const maxLeaving = 64
+
+// evict makes room for a connection at the cost of the one that has been logging in for longest,
+// so that strangers who connect and never log in cannot keep out those who do. Server.mu is held.
+func (s *Server) evict() bool {
+	if len(s.conns) >= s.opts.MaxConnections+maxLeaving {
+		return false
+	}
+	var oldest *conn
+	for c := range s.conns {
+		if !c.full.Load() && !c.evicted && (oldest == nil || c.heard.Load() < oldest.heard.Load()) {
+			oldest = c
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	oldest.evicted = true
+	oldest.nc.Close()
+	return true
 }
 
 // Close ends every portal, connection and command, and waits for them.
@@ -377,10 +467,11 @@ func (s *Server) target(name string) *scsi.Target {
 	return s.targets[name]
 }
 
-// pinger looks after silent connections.
+// pinger looks after silent connections, and sessions that wait for a command.
 func (s *Server) pinger() {
 	defer s.wg.Done()
-	t := time.NewTicker(max(s.opts.PingAfter/4, time.Millisecond))
+	while := max(min(s.opts.PingAfter, s.opts.OrderTimeout)/4, time.Millisecond)
+	t := time.NewTicker(while)
 	defer t.Stop()
 	for {
 		select {
@@ -393,9 +484,20 @@ func (s *Server) pinger() {
 		for c := range s.conns {
 			conns = append(conns, c)
 		}
+		sessions := make([]*session, 0, len(s.sessions))
+		for _, ss := range s.sessions {
+			sessions = append(sessions, ss)
+		}
 		s.mu.Unlock()
+		now := time.Now()
 		for _, c := range conns {
-			c.tick()
+			c.tick(now, while)
+		}
+		for _, ss := range sessions {
+			if ss.overdue(now) {
+				s.log.Warn("iscsi: a command does not come, ending its session", "initiator", ss.key.initiator, "target", ss.key.target, "tsih", ss.tsih)
+				ss.close()
+			}
 		}
 	}
 }

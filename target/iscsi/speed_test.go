@@ -21,8 +21,8 @@ type pump struct {
 	cmdSN  uint32
 }
 
-func newPump(t testing.TB, l *lab, depth int, write bool, blocks int) *pump {
-	c := l.session("MaxRecvDataSegmentLength=262144", "InitialR2T=No", "FirstBurstLength=262144").ready()
+func newPump(t testing.TB, l *lab, depth int, write bool, blocks int, keys ...string) *pump {
+	c := l.session(append([]string{"MaxRecvDataSegmentLength=262144", "InitialR2T=No", "FirstBurstLength=262144"}, keys...)...).ready()
 	c.nc.SetDeadline(time.Now().Add(5 * time.Minute))
 	p := &pump{nc: c.nc, depth: depth, cmdSN: c.cmdSN}
 	for i := range depth {
@@ -63,9 +63,15 @@ func TestNoAllocations(t *testing.T) {
 		name  string
 		write bool
 		dev   target.Device
-	}{{"read", false, nil}, {"write", true, nil}, {"read in a worker", false, newBlocking(t, nil)}, {"write in a worker", true, newBlocking(t, nil)}} {
+		keys  []string
+	}{
+		{"read", false, nil, nil}, {"write", true, nil, nil},
+		{"read in a worker", false, newBlocking(t, nil), nil}, {"write in a worker", true, newBlocking(t, nil), nil},
+		{"read, of several connections", false, nil, []string{"MaxConnections=4"}},
+		{"write in a worker, of several connections", true, newBlocking(t, nil), []string{"MaxConnections=4"}},
+	} {
 		t.Run(x.name, func(t *testing.T) {
-			p := newPump(t, newLab(t, Options{}, x.dev), 32, x.write, 8)
+			p := newPump(t, newLab(t, Options{}, x.dev), 32, x.write, 8, x.keys...)
 			run := func() {
 				if err := p.batch(); err != nil {
 					t.Fatal(err)
@@ -83,8 +89,8 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-func benchmark(b *testing.B, depth int, write bool, blocks int, dev target.Device) {
-	p := newPump(b, newLab(b, Options{}, dev), depth, write, blocks)
+func benchmark(b *testing.B, depth int, write bool, blocks int, dev target.Device, keys ...string) {
+	p := newPump(b, newLab(b, Options{}, dev), depth, write, blocks, keys...)
 	b.SetBytes(int64(blocks * 512))
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -101,3 +107,6 @@ func BenchmarkWrite4KQD32(b *testing.B)      { benchmark(b, 32, true, 8, nil) }
 func BenchmarkRead128KQD8(b *testing.B)      { benchmark(b, 8, false, 256, nil) }
 func BenchmarkWrite128KQD8(b *testing.B)     { benchmark(b, 8, true, 256, nil) }
 func BenchmarkWorkerRead4KQD32(b *testing.B) { benchmark(b, 32, false, 8, newBlocking(b, nil)) }
+
+// BenchmarkSharedRead4KQD32 is what a session pays that may have several connections and has one.
+func BenchmarkSharedRead4KQD32(b *testing.B) { benchmark(b, 32, false, 8, nil, "MaxConnections=4") }

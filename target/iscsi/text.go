@@ -17,8 +17,8 @@ type textState struct {
 
 // textRequest serves 11.10: SendTargets, and the keys that may be negotiated late.
 func (c *conn) textRequest(h *header) error {
-	data, err := c.data(h, maxReceive)
-	if err != nil {
+	data, ok, err := c.data(h, maxReceive)
+	if !ok {
 		return err
 	}
 	if ok, err := c.admit(h); !ok {
@@ -42,13 +42,17 @@ func (c *conn) textRequest(h *header) error {
 		s.tag = s.serial
 	}
 	if more := h[1]&0x40 != 0; !more && len(s.request) > 0 {
+		var answer []byte
 		pairs, err := parseText(s.request)
 		s.request = nil
+		if err == nil {
+			answer, err = c.textAnswer(pairs)
+		}
 		if err != nil {
 			*s = textState{serial: s.serial}
 			return c.rejectNow(h, rejectProtocol)
 		}
-		s.answer = append(s.answer, c.textAnswer(pairs)...)
+		s.answer = append(s.answer, answer...)
 	}
 	n := min(len(s.answer), c.params.maxSend)
 	part := s.answer[:n]
@@ -73,25 +77,34 @@ func (c *conn) textRequest(h *header) error {
 	return nil
 }
 
-func (c *conn) textAnswer(pairs []pair) (b []byte) {
+// textAnswer serves the keys of the full feature phase. Keys of the login are rejected, twice the
+// same key is a breach of protocol (6.2).
+func (c *conn) textAnswer(pairs []pair) (b []byte, err error) {
+	seen := make(map[string]bool, len(pairs))
 	for _, p := range pairs {
+		if seen[p.key] {
+			return nil, errText
+		}
+		seen[p.key] = true
+		_, known := keyRules[p.key]
 		switch {
 		case p.key == "SendTargets":
 			b = c.sendTargets(b, p.value)
 		case p.key == "MaxRecvDataSegmentLength":
 			c.send.mu.Lock() // workers look at it when they answer
-			c.params.negotiate(p.key, p.value)
+			a := c.params.negotiate(p.key, p.value)
 			c.send.mu.Unlock()
-		case identityKey(p.key):
-		default:
-			if _, known := keyRules[p.key]; known {
-				b = appendPair(b, p.key, "Reject")
-			} else {
-				b = appendPair(b, p.key, "NotUnderstood")
+			if a != "" {
+				b = appendPair(b, p.key, a)
 			}
+		case p.key == "InitiatorAlias":
+		case known || identityKey(p.key) || p.key == "AuthMethod" || strings.HasPrefix(p.key, "CHAP_"):
+			b = appendPair(b, p.key, "Reject")
+		default:
+			b = appendPair(b, p.key, "NotUnderstood")
 		}
 	}
-	return b
+	return b, nil
 }
 
 // sendTargets answers SendTargets (appendix C) with what the initiator may see.

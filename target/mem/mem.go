@@ -36,6 +36,9 @@ type Options struct {
 	PhysicalExponent uint8
 	// ReadOnly refuses writes.
 	ReadOnly bool
+	// Huge takes the memory of the whole unit at once, in huge pages where the system gives
+	// them: for benchmarks. [page by page, from Go's heap]
+	Huge bool
 }
 
 // Device is a thin memory-backed unit.
@@ -47,7 +50,10 @@ type Device struct {
 	// pages (exclusive).
 	whole sync.RWMutex
 	locks [stripes]sync.RWMutex // page n is guarded by locks[n%stripes]
-	pages [][]byte
+	pages []*page
+	// region is the memory of all pages, where Options.Huge asked for it.
+	region []byte
+	home   []page // of region
 
 	held atomic.Int64
 }
@@ -78,7 +84,13 @@ func New(o Options) (*Device, error) {
 	i.UUID[6] = i.UUID[6]&0x0F | 0x80 // version 8, RFC 9562 variant
 	i.UUID[8] = i.UUID[8]&0x3F | 0x80
 	i.UnmapGranularityBlocks = 1
-	return &Device{info: i, limit: o.Limit, pages: make([][]byte, (o.Bytes+pageBytes-1)/pageBytes)}, nil
+	d := &Device{info: i, limit: o.Limit, pages: make([]*page, (o.Bytes+pageBytes-1)/pageBytes)}
+	if o.Huge {
+		if err := d.reserve(o.Bytes); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
 }
 
 var (
@@ -121,7 +133,7 @@ func (d *Device) read(off int64, p []byte) {
 		l := &d.locks[page%stripes]
 		l.RLock()
 		if m := d.pages[page]; m != nil {
-			copy(p[:n], m[at:])
+			copy(p[:n], m.data[at:])
 		} else {
 			clear(p[:n])
 		}
@@ -178,15 +190,13 @@ func (d *Device) store(page, at int64, p []byte) error {
 	l := &d.locks[page%stripes]
 	l.Lock()
 	defer l.Unlock()
-	m := d.pages[page]
-	if m == nil {
+	if d.pages[page] == nil {
 		if !d.take() {
 			return fmt.Errorf("mem: page %d: %w", page, target.ErrNoSpace)
 		}
-		m = make([]byte, pageBytes)
-		d.pages[page] = m
+		d.pages[page] = d.newPage(page)
 	}
-	copy(m[at:], p)
+	copy(d.own(page)[at:], p)
 	return nil
 }
 
@@ -200,7 +210,7 @@ func (d *Device) allocate(off, n int64) error {
 		if !d.take() {
 			return fmt.Errorf("mem: page %d: %w", page, target.ErrNoSpace)
 		}
-		d.pages[page] = make([]byte, pageBytes) // zeros, should a later page find no room
+		d.pages[page] = d.newPage(page) // zeros, should a later page find no room
 	}
 	return nil
 }
@@ -259,9 +269,10 @@ func (d *Device) zero(lba, blocks uint64) error {
 		l.Lock()
 		if m := d.pages[page]; m != nil {
 			if n < pageBytes {
-				clear(m[at : at+n])
+				clear(d.own(page)[at : at+n])
+				m = d.pages[page]
 			}
-			if n == pageBytes || zeros(m) {
+			if n == pageBytes || zeros(m.data) {
 				d.pages[page] = nil
 				d.held.Add(-pageBytes)
 			}

@@ -31,10 +31,8 @@ func read_(t *Task) error {
 	left := min(t.InTotal, (t.InLimit+block-1)/block*block)
 	for left > 0 {
 		n := min(left, ReadPiece)
-		b := GetBuffer(int(n))
-		t.vec = append(t.vec[:0], b.B)
-		if err := t.unit.dev.Read(t.ctx, lba, t.vec); err != nil {
-			b.Release()
+		b, err := t.readPiece(lba, int(n))
+		if err != nil {
 			return err
 		}
 		t.give(b)
@@ -45,6 +43,22 @@ func read_(t *Task) error {
 		lba += uint64(n / block)
 	}
 	return nil
+}
+
+// readPiece returns the n bytes from lba on: the device's own memory where it lends it, else a copy.
+func (t *Task) readPiece(lba uint64, n int) (*Buffer, error) {
+	if l := t.unit.lender; l != nil {
+		if b := borrow(l, lba, n); b != nil {
+			return b, nil
+		}
+	}
+	b := GetBuffer(n)
+	t.vec = append(t.vec[:0], b.B)
+	if err := t.unit.dev.Read(t.ctx, lba, t.vec); err != nil {
+		b.Release()
+		return nil, err
+	}
+	return b, nil
 }
 
 // Writing.
@@ -113,8 +127,11 @@ func decodeWriteAtomic(t *Task) error {
 	if err := t.checkRange(); err != nil {
 		return err
 	}
-	if t.blocks > atomicBlocks(t.info) {
+	if t.blocks > t.atomicBlocks() || t.blocks%uint64(max(t.info.AtomicGranularityBlocks, 1)) != 0 {
 		return badCDB(12, 7)
+	}
+	if t.lba%uint64(max(t.info.AtomicAlignmentBlocks, 1)) != 0 {
+		return badCDB(2, 7)
 	}
 	t.OutTotal = int64(t.blocks) * int64(t.info.BlockBytes)
 	return nil
@@ -123,10 +140,15 @@ func decodeWriteAtomic(t *Task) error {
 // maxCompareBlocks is the most that COMPARE AND WRITE takes: all that its one byte can name.
 const maxCompareBlocks = 255
 
-// atomicBlocks is the most that WRITE ATOMIC takes.
-func atomicBlocks(i target.Info) uint64 { return uint64(max(i.AtomicBlocks, 1)) }
+// atomicBlocks is the most that WRITE ATOMIC takes: a multiple of the granularity, and no more than any
+// command.
+func (t *Task) atomicBlocks() uint64 {
+	most := min(uint64(max(t.info.AtomicBlocks, 1)), t.maxTransferBlocks())
+	return most - most%uint64(max(t.info.AtomicGranularityBlocks, 1))
+}
 
-// writeAtomic is WRITE ATOMIC(16): a Write no longer than what the device says it applies whole.
+// writeAtomic is WRITE ATOMIC(16) (SBC-4 5.48): a Write of which the device says that it applies it
+// whole. What breaks the limits of the block limits page is INVALID FIELD IN CDB (SBC-4 4.29.2).
 func writeAtomic(t *Task) error {
 	if t.OutWanted < t.OutTotal {
 		return badCDB(12, 7)

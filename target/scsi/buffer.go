@@ -1,6 +1,10 @@
 package scsi
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/ledge-storage/ledge/target"
+)
 
 // MaxBuffer is the largest Buffer; more data is several of them.
 const MaxBuffer = 1 << 20
@@ -10,10 +14,14 @@ var bufferClasses = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10, MaxBuffer}
 
 var bufferPools [len(bufferClasses)]sync.Pool
 
-// Buffer is pooled memory of the data path. Whoever holds it releases it, once.
+// Buffer is memory of the data path, pooled or lent by a device. Whoever holds it releases it, once.
 type Buffer struct {
-	// B is the memory, of the length that was asked for; its content is undefined.
-	B     []byte
+	// B is the memory, of the length that was asked for; its content is undefined. Nil where the
+	// memory is lent.
+	B []byte
+	// Lent is the memory that a device shows, in order. It is read and never written.
+	Lent  [][]byte
+	loan  target.Loan
 	class int8
 }
 
@@ -33,7 +41,53 @@ func GetBuffer(n int) *Buffer {
 	panic("scsi: buffer larger than MaxBuffer")
 }
 
+var lentPool = sync.Pool{New: func() any { return new(Buffer) }}
+
+// borrow returns a buffer of the n bytes that dev lends from lba on, or nil where it does not.
+func borrow(dev target.Lender, lba uint64, n int) *Buffer {
+	b := lentPool.Get().(*Buffer)
+	b.Lent, b.loan = dev.Lend(lba, n, b.Lent[:0])
+	if b.loan == nil {
+		lentPool.Put(b)
+		return nil
+	}
+	return b
+}
+
+// Len is how many bytes the buffer holds.
+func (b *Buffer) Len() int {
+	n := len(b.B)
+	for _, p := range b.Lent {
+		n += len(p)
+	}
+	return n
+}
+
+// truncate leaves the first n bytes of at least as many.
+func (b *Buffer) truncate(n int) {
+	if b.loan == nil {
+		b.B = b.B[:n]
+		return
+	}
+	for i, p := range b.Lent {
+		if n <= len(p) {
+			b.Lent[i] = p[:n]
+			b.Lent = b.Lent[:i+1]
+			return
+		}
+		n -= len(p)
+	}
+}
+
 // Release gives the buffer back; it may not be used afterwards.
 func (b *Buffer) Release() {
-	bufferPools[b.class].Put(b)
+	if b.loan == nil {
+		bufferPools[b.class].Put(b)
+		return
+	}
+	b.loan.Return()
+	b.loan = nil
+	clear(b.Lent)
+	b.Lent = b.Lent[:0]
+	lentPool.Put(b)
 }

@@ -66,6 +66,12 @@ func (t *Task) standardInquiry() []byte {
 		0,          // additional length
 		0x18,       // implicit ALUA (TPGS 01), third party copy
 		0x00, 0x02) // command queuing
+	if t.Nexus.Target.opts.SetPortGroups != nil {
+		b[5] |= 0x20 // explicit too (TPGS 11)
+	}
+	if t.Nexus.Target.ports() > 1 {
+		b[6] |= 0x10 // MULTIP
+	}
 	b = padded(b, t.info.Vendor, defaultVendor, 8)
 	b = padded(b, t.info.Product, defaultProduct, 16)
 	b = padded(b, t.info.Revision, defaultRevision, 4)
@@ -98,17 +104,13 @@ func (t *Task) vital(page byte) []byte {
 	case 0x83:
 		b = t.identification(b)
 	case 0x86:
-		b = append(b, make([]byte, 60)...)
-		b[5] = 0x07  // SIMPSUP, ORDSUP, HEADSUP
-		b[6] = 0x01  // V_SUP: no volatile cache to lose
-		b[8] = 0x00  // commands of one nexus clear at its loss only
-		b[12] = 0x01 // POA_SUP
+		b = t.extendedInquiry(b)
 	case 0x87: // mode page policy: every page, shared
 		b = append(b, 0x3F, 0xFF, 0x00, 0x00)
 	case 0x88:
 		b = t.scsiPorts(b)
 	case 0x8F:
-		b = thirdPartyCopyPage(b)
+		b = t.thirdPartyCopyPage(b)
 	case 0xB0:
 		b = t.blockLimits(b)
 	case 0xB1:
@@ -116,6 +118,9 @@ func (t *Task) vital(page byte) []byte {
 		b[5] = 1 // non-rotating
 		if t.unit.allowSanitize {
 			b[7] = 0x40 // WABEREQ 01b: after BLOCK ERASE blocks can be read
+			if t.unit.eraser != nil {
+				b[7] |= 0x10 // WACEREQ 01b: after CRYPTOGRAPHIC ERASE too
+			}
 		}
 	case 0xB2:
 		if !t.info.Thin {
@@ -131,6 +136,20 @@ func (t *Task) vital(page byte) []byte {
 		return nil
 	}
 	binary.BigEndian.PutUint16(b[2:], uint16(len(b)-4))
+	return b
+}
+
+// extendedInquiry is the extended INQUIRY data page (SPC-4 7.8.7). Fields that stay zero, and why:
+// protection information is not kept (SPT, GRD_CHK, APP_CHK, REF_CHK, P_I_I_SUP); there is no microcode
+// that an initiator could load (ACTIVATE MICROCODE, POA_SUP, HRA_SUP, VSA_SUP); no correction or write
+// uncorrectable function (CRD_SUP, WU_SUP); V_SUP and NV_SUP, as no cache shows: what was acknowledged
+// is durable; the default self-test is the only one, so that no long one has a time (EXTENDED SELF-TEST
+// COMPLETION MINUTES).
+func (t *Task) extendedInquiry(b []byte) []byte {
+	b = append(b, make([]byte, 60)...)
+	b[5] = 0x07 // SIMPSUP, ORDSUP, HEADSUP
+	b[7] = 0x01 // LUICLR: REPORT LUNS clears its attention in all units
+	b[13] = maxSense
 	return b
 }
 
@@ -235,6 +254,10 @@ func (t *Task) blockLimits(b []byte) []byte {
 		p[32] = 0x80 // alignment 0, valid
 	}
 	binary.BigEndian.PutUint64(p[36:], maxWriteSameBlocks(t.info))
-	binary.BigEndian.PutUint32(p[44:], uint32(atomicBlocks(t.info))) // MAXIMUM ATOMIC TRANSFER LENGTH
+	// Atomic writes (SBC-4 6.6.4). MAXIMUM ATOMIC TRANSFER LENGTH WITH ATOMIC BOUNDARY and MAXIMUM ATOMIC
+	// BOUNDARY SIZE stay zero: a write is atomic as a whole.
+	binary.BigEndian.PutUint32(p[44:], uint32(t.atomicBlocks()))
+	binary.BigEndian.PutUint32(p[48:], t.info.AtomicAlignmentBlocks)
+	binary.BigEndian.PutUint32(p[52:], t.info.AtomicGranularityBlocks)
 	return b
 }

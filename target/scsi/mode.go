@@ -7,6 +7,7 @@ const (
 	modeWriteProtect    = 1 << iota // SWP of the control page
 	modeDescriptorSense             // D_SENSE of the control page
 	modeStopped                     // START STOP UNIT
+	modeTaskAborted                 // TAS of the control page
 )
 
 // Page codes.
@@ -53,12 +54,15 @@ func (t *Task) modePage(b []byte, page, sub, control byte) []byte {
 		if bits&modeWriteProtect != 0 {
 			p[4] |= 0x08
 		}
+		if bits&modeTaskAborted != 0 {
+			p[5] |= 0x40
+		}
 		return append(b, p...)
 	case page == pageControl && sub == 1:
 		p := make([]byte, 32)
 		p[0], p[1], p[3] = pageControl|0x40, 1, 28
 		if control != 1 {
-			p[4] = 0x00
+			p[4] = 0x01 // IALUAE: the target changes access states
 			p[6] = maxSense
 		}
 		return append(b, p...)
@@ -184,7 +188,7 @@ func decodeModeSelect(t *Task) error {
 	return nil
 }
 
-// modeSelect is MODE SELECT(6) and (10) (SPC-4 6.11). What can be changed is SWP and D_SENSE.
+// modeSelect is MODE SELECT(6) and (10) (SPC-4 6.11). What can be changed is SWP, TAS and D_SENSE.
 func modeSelect(t *Task) error {
 	if t.OutTotal == 0 {
 		return nil
@@ -241,12 +245,15 @@ func modeSelect(t *Task) error {
 			}
 		}
 		if page == pageControl && sub == 0 {
-			next = next &^ (modeDescriptorSense | modeWriteProtect)
+			next = next &^ (modeDescriptorSense | modeWriteProtect | modeTaskAborted)
 			if p[2]&0x04 != 0 {
 				next |= modeDescriptorSense
 			}
 			if p[4]&0x08 != 0 {
 				next |= modeWriteProtect
+			}
+			if p[5]&0x40 != 0 {
+				next |= modeTaskAborted
 			}
 		}
 		at += size
@@ -284,8 +291,11 @@ func startStop(t *Task) error {
 
 // sendDiagnostic is SEND DIAGNOSTIC: the default self-test, which always passes.
 func sendDiagnostic(t *Task) error {
-	if t.CDB[1]&0xE0 != 0 || t.be16(3) != 0 {
+	if t.CDB[1]&0xE0 != 0 {
 		return badCDB(1, 7)
+	}
+	if t.be16(3) != 0 {
+		return badCDB(3, 7)
 	}
 	return nil
 }

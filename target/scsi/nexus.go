@@ -15,10 +15,15 @@ type Nexus struct {
 	Initiator, Port string
 	// RelativePort is the relative target port identifier.
 	RelativePort uint16
+	// Queries is set by a transport that has, on this nexus, QUERY TASK, QUERY TASK SET, QUERY
+	// ASYNCHRONOUS EVENT and I_T NEXUS RESET (RFC 7144): REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS tells.
+	Queries atomic.Bool
 
 	itls  atomic.Pointer[map[*unit]*itl]
 	tally tally
 	done  atomic.Bool
+	// proxied: a nexus of another target, for one command that was sent here.
+	proxied bool
 }
 
 // itl is what a nexus and a unit share: whether the one sees the other, and the attentions
@@ -35,7 +40,7 @@ type itl struct {
 }
 
 // maxAttentions bounds the attentions queued for one nexus and unit; there are fewer kinds.
-const maxAttentions = 12
+const maxAttentions = 16
 
 // Connect makes a nexus. ISID is the initiator session id of RFC 7143.
 func (t *Target) Connect(initiator string, isid [6]byte, relativePort uint16) *Nexus {
@@ -118,12 +123,16 @@ func (n *Nexus) unit(lun uint64) (*unit, *itl) {
 	return u, i
 }
 
-// add queues an attention once; the oldest stay when the queue is full, but a reset replaces all.
+// add queues an attention once; the oldest stay when the queue is full. A reset replaces all that came
+// before it, and is itself covered by a power on that is not told yet (SAM-5 5.14.5).
 func (i *itl) add(a asc) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	n := int(i.pending.Load())
 	if a == uaPowerOn || a == uaReset {
+		if n > 0 && i.queue[0] == uaPowerOn {
+			a = uaPowerOn
+		}
 		i.queue[0] = a
 		i.pending.Store(1)
 		return

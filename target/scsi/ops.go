@@ -1,7 +1,5 @@
 package scsi
 
-import "encoding/binary"
-
 type opFlags uint16
 
 const (
@@ -11,6 +9,8 @@ const (
 	opNoAttention
 	// opStandby: served in the access states standby, unavailable and transitioning (SPC-4 5.15.2).
 	opStandby
+	// opInStandby: served in the access state standby, beyond what must be (SPC-4 5.15.2.4.4 allows more).
+	opInStandby
 	// opNoDevice: does not call the device, so that it never blocks.
 	opNoDevice
 	// opMedium: needs a unit that is started.
@@ -22,6 +22,14 @@ const (
 	opAnyHolder
 	// opSlow: may block even where the device does not.
 	opSlow
+	// opRange: changes the blocks that its CDB names (Task.lba, Task.blocks); opChanges: changes
+	// blocks that its parameter list names. Tokens of them end (token.go); copies are visits.
+	opRange
+	opChanges
+	// opWhole: works on the whole unit, alone (sanitize.go).
+	opWhole
+	// opReservation: PERSISTENT RESERVE, which a target in standby may send to the one that serves the unit.
+	opReservation
 )
 
 // op is a command: how its CDB looks and what carries it out.
@@ -40,6 +48,9 @@ type op struct {
 
 const noAction = -1
 
+// setGroupsCode is the operation code of SET TARGET PORT GROUPS.
+const setGroupsCode = 0xA4
+
 // The usage maps of the common forms of a CDB.
 var (
 	usageRead6    = []byte{0x08, 0x1F, 0xFF, 0xFF, 0xFF, 0x04}
@@ -55,6 +66,10 @@ var (
 	usageWS16     = []byte{0x93, 0xF9, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}
 	usageAlloc16  = []byte{0x9E, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x04}
 	usageAlloc12  = []byte{0xA3, 0xFF, 0x00, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x04}
+	usageCopyOut  = []byte{0x83, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}
+	usageCopyIn1  = []byte{0x84, 0x1F, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}
+	usageCopyIn4  = []byte{0x84, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}
+	usageToken    = []byte{0x83, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}
 	usagePRIn     = []byte{0x5E, 0x1F, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0x04}
 	usagePROut    = []byte{0x5F, 0x1F, 0xFF, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x04}
 	usageSanitize = []byte{0x48, 0xBF, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0x04}
@@ -66,10 +81,15 @@ func operations() []op {
 	const (
 		read  = opReads | opMedium
 		write = opWrites | opMedium
+		store = write | opRange
 		admin = opAnyHolder | opStandby
 		long  = opSlow // may go over the whole unit: not on the reader's time
-		prIn  = opAnyHolder | opNoDevice
-		prOut = opAnyHolder | opSlow // waits for the store and for aborted tasks
+		whole = opSlow | opWhole
+		prIn  = opAnyHolder | opSlow | opReservation // may ask the store
+		prOut = opAnyHolder | opSlow | opReservation // waits for the store and for aborted tasks
+		// Linux asks for the capacity once, when it finds the disk: a path that was in standby then would have none
+		// for ever, and after a takeover every command on it would be "beyond end of device".
+		capacity = opAnyHolder | opMedium | opNoDevice | opInStandby
 	)
 	return []op{
 		{0x00, noAction, usage6, opNoDevice | opMedium | opAnyHolder, nil, testUnitReady},
@@ -81,32 +101,34 @@ func operations() []op {
 		{0x28, noAction, usageRead10, read, decodeRead, read_},
 		{0xA8, noAction, usageRead12, read, decodeRead, read_},
 		{0x88, noAction, usageRead16, read, decodeRead, read_},
-		{0x0A, noAction, usageRead6, write, decodeWrite, write_},
-		{0x2A, noAction, usageRead10, write, decodeWrite, write_},
-		{0xAA, noAction, usageRead12, write, decodeWrite, write_},
-		{0x8A, noAction, usageRead16, write, decodeWrite, write_},
-		{0x2E, noAction, usageWV10, write, decodeWrite, writeAndVerify},
-		{0xAE, noAction, usageWV12, write, decodeWrite, writeAndVerify},
-		{0x8E, noAction, usageWV16, write, decodeWrite, writeAndVerify},
+		{0x0A, noAction, usageRead6, store, decodeWrite, write_},
+		{0x2A, noAction, usageRead10, store, decodeWrite, write_},
+		{0xAA, noAction, usageRead12, store, decodeWrite, write_},
+		{0x8A, noAction, usageRead16, store, decodeWrite, write_},
+		{0x2E, noAction, usageWV10, store, decodeWrite, writeAndVerify},
+		{0xAE, noAction, usageWV12, store, decodeWrite, writeAndVerify},
+		{0x8E, noAction, usageWV16, store, decodeWrite, writeAndVerify},
 		{0x2F, noAction, usageWV10, read | long, decodeVerify, verify},
 		{0xAF, noAction, usageWV12, read | long, decodeVerify, verify},
 		{0x8F, noAction, usageWV16, read | long, decodeVerify, verify},
-		{0x8B, noAction, usageRead16, write, decodeWrite, orWrite},
-		{0x9C, noAction, []byte{0x9C, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}, write, decodeWriteAtomic, writeAtomic},
-		{0x89, noAction, []byte{0x89, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x00, 0x00, 0xFF, 0x1F, 0x04}, write, decodeCompareAndWrite, compareAndWrite},
+		{0x8B, noAction, usageRead16, store, decodeWrite, orWrite},
+		{0x9C, noAction, []byte{0x9C, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x1F, 0x04}, store, decodeWriteAtomic, writeAtomic},
+		{0x89, noAction, []byte{0x89, 0xFA, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x00, 0x00, 0xFF, 0x1F, 0x04}, store, decodeCompareAndWrite, compareAndWrite},
 		{0x34, noAction, usageSync10, read | opNoDevice, decodeExtent, preFetch},
 		{0x90, noAction, usageSync16, read | opNoDevice, decodeExtent, preFetch},
 		{0x35, noAction, usageSync10, write, decodeSync, synchronizeCache},
 		{0x91, noAction, usageSync16, write, decodeSync, synchronizeCache},
-		{0x41, noAction, usageWS10, write | long, decodeWriteSame, writeSame},
-		{0x93, noAction, usageWS16, write | long, decodeWriteSame, writeSame},
-		{0x42, noAction, []byte{0x42, 0x01, 0, 0, 0, 0, 0x1F, 0xFF, 0xFF, 0x04}, write | long, decodeUnmap, unmap},
-		{sanitizeCode, sanitizeOverwrite, usageSanitize, write | long, decodeSanitize, overwrite},
-		{sanitizeCode, sanitizeBlockErase, usageSanitize, write | long, decodeSanitize, blockErase},
-		{sanitizeCode, sanitizeExitFailure, usageSanitize, write | long, decodeSanitize, exitFailureMode},
+		{0x41, noAction, usageWS10, store | long, decodeWriteSame, writeSame},
+		{0x93, noAction, usageWS16, store | long, decodeWriteSame, writeSame},
+		{0x42, noAction, []byte{0x42, 0x01, 0, 0, 0, 0, 0x1F, 0xFF, 0xFF, 0x04}, write | long | opChanges, decodeUnmap, unmap},
+		{formatCode, noAction, []byte{formatCode, 0x3F, 0, 0, 0, 0x04}, write | whole, decodeFormat, formatUnit},
+		{sanitizeCode, sanitizeOverwrite, usageSanitize, write | whole, decodeSanitize, overwrite},
+		{sanitizeCode, sanitizeBlockErase, usageSanitize, write | whole, decodeSanitize, blockErase},
+		{sanitizeCode, sanitizeCryptoErase, usageSanitize, write | whole, decodeSanitize, cryptoErase},
+		{sanitizeCode, sanitizeExitFailure, usageSanitize, write | whole, decodeSanitize, exitFailureMode},
 		{0x9E, 0x12, usageAlloc16, read | long, decodeMappings, getLBAStatus},
-		{0x25, noAction, []byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opMedium | opNoDevice, nil, readCapacity10},
-		{0x9E, 0x10, []byte{0x9E, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opAnyHolder | opMedium | opNoDevice, nil, readCapacity16},
+		{0x25, noAction, []byte{0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, capacity, nil, readCapacity10},
+		{0x9E, 0x10, []byte{0x9E, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, capacity, nil, readCapacity16},
 
 		{0x1A, noAction, []byte{0x1A, 0x08, 0xFF, 0xFF, 0xFF, 0x04}, opReads | opNoDevice | opStandby, nil, modeSense},
 		{0x5A, noAction, []byte{0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0x04}, opReads | opNoDevice | opStandby, nil, modeSense},
@@ -121,9 +143,18 @@ func operations() []op {
 		{0x17, noAction, usage6, opAnyHolder | opNoDevice, nil, release},
 		{0x57, noAction, []byte{0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opNoDevice, nil, release},
 
-		{0x83, 0x00, []byte{0x83, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, write | opSlow, decodeCopy, extendedCopy},
-		{0x84, 0x00, []byte{0x84, 0x1F, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opReads | opNoDevice, nil, copyResult},
-		{0x84, 0x03, []byte{0x84, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opAnyHolder | opNoDevice, nil, copyParameters},
+		{0x83, actionCopy1, usageCopyOut, write | opSlow, decodeCopy, extendedCopy1},
+		{0x83, actionCopy4, usageCopyOut, write | opSlow, decodeCopy, extendedCopy4},
+		{0x83, actionPopulate, usageToken, read | opSlow, decodePopulate, populateToken},
+		{0x83, actionUseToken, usageToken, write | opSlow, decodeUseToken, writeUsingToken},
+		{0x83, actionAbort, []byte{0x83, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x04}, opAnyHolder | opSlow, nil, copyOperationAbort},
+		{0x84, 0x00, usageCopyIn1, opReads | opNoDevice, nil, copyStatus1},
+		{0x84, 0x03, usageCopyOut, opAnyHolder | opNoDevice, nil, copyParameters},
+		{0x84, 0x04, usageCopyIn1, opReads | opNoDevice, nil, copyFailure},
+		{0x84, 0x05, usageCopyIn4, opReads | opNoDevice, nil, copyStatus4},
+		{0x84, 0x06, usageCopyIn4, opReads | opNoDevice, nil, copyData4},
+		{0x84, 0x07, usageCopyIn4, opReads | opNoDevice, nil, rodTokenInformation},
+		{0x84, 0x08, usageCopyOut, opReads | opNoDevice, nil, reportAllTokens},
 		{0x37, noAction, []byte{0x37, 0, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0x04}, opReads | opNoDevice, nil, readDefectData},
 		{0xB7, noAction, []byte{0xB7, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, opReads | opNoDevice, nil, readDefectData},
 
@@ -141,6 +172,7 @@ func operations() []op {
 		{0x5F, 0x07, usagePROut, prOut, decodePROut, prOutRun(prMove)},
 
 		{0xA3, 0x0A, usageAlloc12, admin | opNoDevice, nil, reportTargetPortGroups},
+		{setGroupsCode, 0x0A, []byte{setGroupsCode, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, admin | opSlow, decodeSetGroups, setTargetPortGroups},
 		{0xA3, 0x0C, []byte{0xA3, 0x1F, 0x87, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, admin | opNoDevice, nil, reportOperationCodes},
 		{0xA3, 0x0D, []byte{0xA3, 0x1F, 0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0x04}, admin | opNoDevice, nil, reportTaskManagement},
 	}
@@ -213,116 +245,4 @@ func (t *Task) checkWritable() error {
 		return &sense{key: keyDataProtect, code: ascWriteProtected}
 	}
 	return nil
-}
-
-// reportOperationCodes is REPORT SUPPORTED OPERATION CODES (SPC-4 6.35).
-func reportOperationCodes(t *Task) error {
-	options, code, action, allocation := t.CDB[2]&7, t.CDB[3], int(t.be16(4)), t.be32(6)
-	timeouts := t.CDB[2]&0x80 != 0
-	x := t.Nexus.Target.ops
-	b := t.reply[:0]
-	switch options {
-	case 0:
-		b = append(b, 0, 0, 0, 0)
-		for i := range x.ops {
-			if !t.offers(x.ops[i].code) {
-				continue
-			}
-			b = appendCommand(b, &x.ops[i], timeouts)
-		}
-		binary.BigEndian.PutUint32(b, uint32(len(b)-4))
-	case 1, 2, 3:
-		var o *op
-		switch {
-		case options == 1 && x.hasActions(code):
-			return badCDB(2, 2)
-		case options == 2 && x.known(code) && !x.hasActions(code):
-			return badCDB(2, 2)
-		}
-		for i := range x.ops {
-			c := &x.ops[i]
-			if !t.offers(code) {
-				break
-			}
-			if c.code == code && (c.action == noAction && (options == 1 || options == 3 && action == 0) || c.action == action && options != 1) {
-				o = c
-			}
-		}
-		b = appendSupport(b, o, timeouts)
-	default:
-		return badCDB(2, 2)
-	}
-	t.reply = b
-	return t.answer(b, allocation)
-}
-
-// serves says whether the unit serves an operation code of the table.
-func (u *unit) serves(code byte) bool { return code != sanitizeCode || u.allowSanitize }
-
-// offers says the same of the unit as it is now: UNMAP is for thin ones.
-func (t *Task) offers(code byte) bool {
-	return t.unit.serves(code) && (code != 0x42 || t.info.Thin)
-}
-
-// appendCommand appends a command descriptor (SPC-4 table 215).
-func appendCommand(b []byte, o *op, timeouts bool) []byte {
-	var flags byte
-	action := uint16(0)
-	if o.action != noAction {
-		flags |= 0x01
-		action = uint16(o.action)
-	}
-	if timeouts {
-		flags |= 0x02
-	}
-	b = append(b, o.code, 0, byte(action>>8), byte(action), 0, flags, 0, byte(len(o.usage)))
-	if timeouts {
-		b = appendTimeouts(b)
-	}
-	return b
-}
-
-// appendSupport appends the one-command format (SPC-4 table 217).
-func appendSupport(b []byte, o *op, timeouts bool) []byte {
-	if o == nil {
-		return append(b, 0, 0x01, 0, 0)
-	}
-	support := byte(0x03)
-	if timeouts {
-		support |= 0x80
-	}
-	b = append(b, 0, support, 0, byte(len(o.usage)))
-	start := len(b)
-	b = append(b, o.usage...)
-	b[start] = o.code
-	if o.action != noAction {
-		// The service action is not a mask but the value itself.
-		b[start+1] = b[start+1]&^0x1F | byte(o.action)
-	}
-	if timeouts {
-		b = appendTimeouts(b)
-	}
-	return b
-}
-
-// appendTimeouts appends a command timeouts descriptor that names no time-out.
-func appendTimeouts(b []byte) []byte {
-	return append(b, 0, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-}
-
-// reportTaskManagement is REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36): abort task,
-// abort task set, clear task set, logical unit reset, target reset; query task and its kin.
-func reportTaskManagement(t *Task) error {
-	allocation := t.be32(6)
-	if allocation < 4 {
-		return badCDB(6, 7)
-	}
-	const ats, atset, cts, lur, tr = 0x80, 0x40, 0x10, 0x08, 0x02
-	b := append(t.reply[:0], ats|atset|cts|lur|tr, 0, 0, 0)
-	if t.CDB[2]&0x80 != 0 {
-		b[3] = 12
-		b = append(b, make([]byte, 12)...)
-	}
-	t.reply = b
-	return t.answer(b, allocation)
 }

@@ -3,9 +3,12 @@ package scsi
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/ledge-storage/ledge/target"
 )
 
 // Persistent reservations (SPC-4 5.13).
@@ -14,6 +17,11 @@ import (
 // registered may reserve. The state is a value: a command computes the next one, stores it where
 // it must survive power loss, and only then puts it in the unit's place, so that a store that
 // fails changes nothing.
+//
+// A unit that moves between targets (a shelf's takeover) keeps its state in a SharedReservations: all
+// of it is saved with every change, and the target that is to serve next loads it before it does. What a
+// target remembers of a unit that another serves is of no meaning: prepare looks at the access state
+// first, and PERSISTENT RESERVE IN asks the store.
 
 // Types of a persistent reservation (SPC-4 table 64).
 const (
@@ -44,8 +52,10 @@ func (r *registration) is(n *Nexus) bool {
 
 // reservations is the state of a unit. It is what a ReservationStore keeps, as JSON.
 type reservations struct {
-	Version    int            `json:"version"`
-	Generation uint32         `json:"-"` // returns to 0 with power, SPC-4 5.13.4
+	Version int `json:"version"`
+	// Generation returns to 0 with power (SPC-4 5.13.4), so only SharedReservations keep it: a move is no
+	// loss of power.
+	Generation uint32         `json:"generation,omitempty"`
 	Regs       []registration `json:"registrations,omitempty"`
 	// Holder is the index of the holder in Regs, -1 for none. In the all-registrants types
 	// it is the one that reserved.
@@ -109,44 +119,95 @@ func (r *reservations) remove(i int) (released byte) {
 	return released
 }
 
-// loadReservations fetches what a store kept through power loss.
+// loadReservations fetches what a store kept through power loss, for a unit that nobody sees yet.
 func (u *unit) loadReservations() error {
-	u.pr.Holder = -1
-	if u.store == nil {
-		return nil
-	}
-	b, err := u.store.Load()
-	if err != nil || len(b) == 0 {
+	r, err := u.storedReservations()
+	if err != nil {
 		return err
 	}
-	if len(b) > maxReservationsBytes {
-		return fmt.Errorf("%d bytes of reservations", len(b))
-	}
-	var r reservations
-	if err := json.Unmarshal(b, &r); err != nil {
-		return err
-	}
-	valid := r.Version == prVersion && len(r.Regs) <= maxRegistrations &&
-		(r.Type == 0 && r.Holder == -1 || validType(r.Type) && r.Holder >= 0 && r.Holder < len(r.Regs))
-	if !valid {
-		return fmt.Errorf("reservations of version %d are not understood", r.Version)
-	}
-	u.pr = r
+	u.pr = *r
 	u.updateRestricted()
 	return nil
 }
 
-// put makes next the unit's state, and durable where it is to survive power loss.
-func (u *unit) put(next *reservations) error {
-	if u.store != nil && (next.APTPL || u.pr.APTPL) {
-		keep := *next
-		keep.Version = prVersion
-		if !next.APTPL {
-			keep = reservations{Version: prVersion, Holder: -1}
+// storedReservations decodes what the store has.
+func (u *unit) storedReservations() (*reservations, error) {
+	r := &reservations{Holder: -1}
+	if u.store == nil {
+		return r, nil
+	}
+	b, err := u.store.Load()
+	if err != nil || len(b) == 0 {
+		return r, err
+	}
+	if len(b) > maxReservationsBytes {
+		return nil, fmt.Errorf("%d bytes of reservations", len(b))
+	}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, err
+	}
+	valid := r.Version == prVersion && len(r.Regs) <= maxRegistrations &&
+		(r.Type == 0 && r.Holder == -1 || validType(r.Type) && r.Holder >= 0 && r.Holder < len(r.Regs))
+	if !valid {
+		return nil, fmt.Errorf("reservations of version %d are not understood", r.Version)
+	}
+	return r, nil
+}
+
+// reloadReservations puts what the store has in the place of what this target remembers. Commands that
+// came before and that the reservation forbids are aborted: they may have waited for their data since this
+// target served the unit last.
+func (u *unit) reloadReservations() error {
+	u.prMu.Lock()
+	defer u.prMu.Unlock()
+	next, err := u.storedReservations()
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	old := u.pr.Regs
+	u.pr = *next
+	u.updateRestricted()
+	u.mu.Unlock()
+	for _, g := range old {
+		if !slices.ContainsFunc(next.Regs, func(o registration) bool {
+			return o.Port == g.Port && o.Relative == g.Relative && o.All == g.All
+		}) {
+			u.attentionWhere(uaRegistrationsPreempted, g.is)
 		}
+	}
+	cleared := make(map[*Nexus]bool)
+	u.abort(func(t *Task) bool {
+		// Not t.op, which prepare may be changing.
+		op := u.target.ops.lookup(t.CDB[0], t.CDB[1])
+		if op == nil || op.flags&opAnyHolder != 0 || next.check(t.Nexus, op.flags) == nil {
+			return false
+		}
+		cleared[t.Nexus] = true
+		return true
+	})
+	u.attentionWhere(uaCommandsCleared, func(n *Nexus) bool { return cleared[n] })
+	return nil
+}
+
+// put makes next the unit's state, and durable where it is to survive.
+func (u *unit) put(next *reservations) error {
+	if u.store != nil && (u.shared != nil || next.APTPL || u.pr.APTPL) {
+		keep := *next
+		switch {
+		case u.shared != nil:
+		case next.APTPL:
+			keep.Generation = 0
+		default:
+			keep = reservations{Holder: -1}
+		}
+		keep.Version = prVersion
 		b, err := json.Marshal(keep)
 		if err == nil {
 			err = u.store.Save(b)
+		}
+		if errors.Is(err, target.ErrNoSpace) {
+			return illegal(ascInsufficientRegister)
 		}
 		if err != nil {
 			return fmt.Errorf("scsi: store reservations of lun %d: %w", u.lun, err)
@@ -170,7 +231,10 @@ func validType(t byte) bool {
 // PERSISTENT RESERVE IN (SPC-4 6.16).
 
 func prInReadKeys(t *Task) error {
-	r := t.prState()
+	r, err := t.prCurrent()
+	if err != nil {
+		return err
+	}
 	b := binary.BigEndian.AppendUint32(t.reply[:0], r.Generation)
 	b = binary.BigEndian.AppendUint32(b, uint32(8*len(r.Regs)))
 	for _, g := range r.Regs {
@@ -181,7 +245,10 @@ func prInReadKeys(t *Task) error {
 }
 
 func prInReadReservation(t *Task) error {
-	r := t.prState()
+	r, err := t.prCurrent()
+	if err != nil {
+		return err
+	}
 	b := binary.BigEndian.AppendUint32(t.reply[:0], r.Generation)
 	if !r.held() {
 		b = append(b, 0, 0, 0, 0)
@@ -202,7 +269,11 @@ func prInCapabilities(t *Task) error {
 	b := append(t.reply[:0], 0, 8, 0x0C, 0x80, 0xEA, 0x01, 0, 0) // SIP_C, ATP_C; TMV; the six types
 	if t.unit.store != nil {
 		b[2] |= 0x01 // PTPL_C
-		if r := t.prState(); r.APTPL {
+		r, err := t.prCurrent()
+		if err != nil {
+			return err
+		}
+		if r.APTPL {
 			b[3] |= 0x01 // PTPL_A
 		}
 	}
@@ -211,7 +282,10 @@ func prInCapabilities(t *Task) error {
 }
 
 func prInFullStatus(t *Task) error {
-	r := t.prState()
+	r, err := t.prCurrent()
+	if err != nil {
+		return err
+	}
 	b := binary.BigEndian.AppendUint32(t.reply[:0], r.Generation)
 	b = append(b, 0, 0, 0, 0)
 	for i, g := range r.Regs {
@@ -233,6 +307,18 @@ func prInFullStatus(t *Task) error {
 	binary.BigEndian.PutUint32(b[4:], uint32(len(b)-8))
 	t.reply = b
 	return t.answer(b, t.be16(7))
+}
+
+// prCurrent is the state for an answer: it is taken first and confirmed then, so that a target that lost the
+// unit without noticing tells nothing old.
+func (t *Task) prCurrent() (*reservations, error) {
+	r := t.prState()
+	if s := t.unit.shared; s != nil {
+		if err := s.Current(t.ctx); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
 }
 
 func (t *Task) prState() *reservations {

@@ -49,15 +49,21 @@ func prOutRun(body func(*prOut) error) func(*Task) error {
 		// Without prMu: what is waited for may be a PERSISTENT RESERVE OUT that waits for it.
 		if len(p.abort) > 0 {
 			cleared := make(map[*Nexus]bool)
-			t.unit.abort(func(o *Task) bool {
+			tas := t.unit.mode.Load()&modeTaskAborted != 0
+			t.unit.abortBy(t.Nexus, func(o *Task) bool {
 				match := o != t && slices.ContainsFunc(p.abort, func(g registration) bool { return g.is(o.Nexus) })
 				if match {
 					cleared[o.Nexus] = true
 				}
 				return match
 			})
-			// TAS is clear: the commands get no status, their initiators learn of it so (SAM-5 5.14.3).
-			t.unit.attentionWhere(uaCommandsCleared, func(n *Nexus) bool { return n != t.Nexus && cleared[n] })
+			t.unit.evict(func(n *Nexus) bool {
+				return slices.ContainsFunc(p.abort, func(g registration) bool { return g.is(n) })
+			})
+			// With TAS clear the commands get no status, and their initiators learn of it so (SAM-5 5.14.3).
+			if !tas {
+				t.unit.attentionWhere(uaCommandsCleared, func(n *Nexus) bool { return n != t.Nexus && cleared[n] })
+			}
 		}
 		return nil
 	}

@@ -137,6 +137,7 @@ func unmap(t *Task) error {
 	if len(ranges) == 0 {
 		return nil
 	}
+	t.unit.changes(ranges)
 	return t.unit.dev.Unmap(t.ctx, ranges)
 }
 

@@ -11,8 +11,9 @@ import (
 
 // SANITIZE (SBC-3 4.11, 5.24), for units whose UnitOptions allow it; to all others the operation code
 // is unknown. BLOCK ERASE unmaps every block of a thin unit and zeroes those of another;
-// OVERWRITE stores its pattern in every block, as often as it says. CRYPTO ERASE is not
-// served: there is no key of a unit to forget.
+// OVERWRITE stores its pattern in every block, as often as it says. CRYPTOGRAPHIC ERASE has a device that
+// is a target.Eraser forget its key; of others that service action is unknown. FORMAT UNIT (format.go) is
+// the same machine.
 //
 //	         SANITIZE                     last block stored, flushed
 //	idle ───────────────► in progress ──────────────────────────────────► idle
@@ -41,6 +42,7 @@ import (
 const (
 	sanitizeOverwrite   = 0x01
 	sanitizeBlockErase  = 0x02
+	sanitizeCryptoErase = 0x03
 	sanitizeExitFailure = 0x1F
 
 	sanitizeCode       = 0x48
@@ -57,6 +59,10 @@ type sanitize struct {
 	unit *unit
 	// passes holds the block that each pass stores; a nil block is erased.
 	passes [][]byte
+	// eraser, where not nil, forgets its key instead.
+	eraser target.Eraser
+	// format says that it is FORMAT UNIT.
+	format bool
 	// exitable is AUSE: EXIT FAILURE MODE may end a failure.
 	exitable bool
 
@@ -72,17 +78,21 @@ func (u *unit) sanitizeError(o *op) error {
 	if s == nil || o.flags&(opAnyHolder|opStandby) == opAnyHolder|opStandby {
 		return nil
 	}
-	if s.failed.Load() && o.code == sanitizeCode {
+	if s.failed.Load() && (o.code == sanitizeCode || s.format && o.code == formatCode) {
 		return nil
 	}
 	return s.sense()
 }
 
 func (s *sanitize) sense() *sense {
-	if s.failed.Load() {
-		return &sense{key: keyMediumError, code: ascSanitizeFailed}
+	failed, running := ascSanitizeFailed, ascSanitizing
+	if s.format {
+		failed, running = ascMediumFormatCorrupted, ascFormatting
 	}
-	return &sense{key: keyNotReady, code: ascSanitizing, field: progress(s.progress.Load())}
+	if s.failed.Load() {
+		return &sense{key: keyMediumError, code: failed}
+	}
+	return &sense{key: keyNotReady, code: running, field: progress(s.progress.Load())}
 }
 
 func decodeSanitize(t *Task) error {
@@ -123,11 +133,14 @@ func overwrite(t *Task) error {
 			passes[i] = inverse
 		}
 	}
-	return t.sanitize(passes)
+	return t.sanitize(&sanitize{passes: passes})
 }
 
 // blockErase is SANITIZE, BLOCK ERASE.
-func blockErase(t *Task) error { return t.sanitize([][]byte{nil}) }
+func blockErase(t *Task) error { return t.sanitize(&sanitize{passes: [][]byte{nil}}) }
+
+// cryptoErase is SANITIZE, CRYPTOGRAPHIC ERASE.
+func cryptoErase(t *Task) error { return t.sanitize(&sanitize{eraser: t.unit.eraser}) }
 
 // exitFailureMode is SANITIZE, EXIT FAILURE MODE: where nothing failed it does nothing.
 func exitFailureMode(t *Task) error {
@@ -138,7 +151,7 @@ func exitFailureMode(t *Task) error {
 	if s == nil {
 		return nil
 	}
-	if !s.failed.Load() {
+	if !s.failed.Load() || s.format {
 		return s.sense()
 	}
 	if !s.exitable {
@@ -149,16 +162,21 @@ func exitFailureMode(t *Task) error {
 }
 
 // sanitize starts an operation and, unless IMMED is set, waits for its end.
-func (t *Task) sanitize(passes [][]byte) error {
+func (t *Task) sanitize(s *sanitize) error {
+	s.exitable = t.CDB[1]&0x20 != 0 // AUSE
+	return t.startSanitize(s, t.CDB[1]&0x80 != 0)
+}
+
+func (t *Task) startSanitize(s *sanitize, immed bool) error {
 	u := t.unit
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &sanitize{unit: u, passes: passes, exitable: t.CDB[1]&0x20 != 0, cancel: cancel, done: make(chan struct{})}
+	s.unit, s.cancel, s.done = u, cancel, make(chan struct{})
 	u.mu.Lock()
 	var refused error
 	if old := u.sanitizing.Load(); old != nil {
 		if !old.failed.Load() {
 			refused = old.sense()
-		} else if s.exitable && !old.exitable {
+		} else if s.exitable && !old.exitable && !old.format {
 			refused = badCDB(1, 5) // a restricted failure is not made unrestricted
 		}
 	}
@@ -171,9 +189,13 @@ func (t *Task) sanitize(passes [][]byte) error {
 		return refused
 	}
 	u.sanitizing.Store(s)
+	for _, k := range u.tokens {
+		k.leave(tokenRevoked)
+	}
+	u.tokens = nil
 	u.mu.Unlock()
 	go s.run(ctx)
-	if t.CDB[1]&0x80 != 0 { // IMMED
+	if immed {
 		return nil
 	}
 	select {
@@ -181,10 +203,13 @@ func (t *Task) sanitize(passes [][]byte) error {
 	case <-t.ctx.Done():
 		return errAborted // the operation goes on
 	}
-	if s.failed.Load() {
-		return s.sense()
+	if !s.failed.Load() {
+		return nil
 	}
-	return nil
+	if s.format {
+		return &sense{key: keyMediumError, code: ascFormatFailed}
+	}
+	return s.sense()
 }
 
 func (s *sanitize) run(ctx context.Context) {
@@ -210,34 +235,22 @@ func (s *sanitize) run(ctx context.Context) {
 // it. unit.mu is held.
 func (u *unit) atWork() bool {
 	for t := u.first; t != nil; t = t.next {
-		if t.state == taskRunning && t.op.flags&opMedium != 0 && t.op.code != sanitizeCode {
+		if t.state == taskRunning && t.op.flags&opMedium != 0 && t.op.flags&opWhole == 0 {
 			return true
 		}
 	}
-	return u.visitors > 0
-}
-
-// visit lets a command of another unit use this one's device until leaveVisit.
-func (u *unit) visit() error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if s := u.sanitizing.Load(); s != nil {
-		return s.sense()
-	}
-	u.visitors++
-	return nil
-}
-
-func (u *unit) leaveVisit() {
-	u.mu.Lock()
-	u.visitors--
-	u.left.Broadcast()
-	u.mu.Unlock()
+	return len(u.visits) > 0
 }
 
 // store carries the passes out.
 func (s *sanitize) store(ctx context.Context) error {
 	dev := s.unit.dev
+	if s.eraser != nil {
+		if err := s.eraser.EraseKey(ctx); err != nil {
+			return err
+		}
+		return dev.Flush(ctx)
+	}
 	info := dev.Info()
 	total, done := info.Blocks*uint64(len(s.passes)), uint64(0)
 	for _, block := range s.passes {

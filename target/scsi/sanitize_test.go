@@ -215,7 +215,7 @@ func TestSanitizeWaits(t *testing.T) {
 		t.Errorf("the older write: %+v", r)
 	}
 	<-d.in
-	if err := u.visit(); err == nil {
+	if _, err := u.enterVisit(&copyOp{nexus: n}, false, 0, 1); err == nil {
 		t.Error("a copy from another unit is let in")
 	}
 	if err := tgt.Detach(0); err != nil {

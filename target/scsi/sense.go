@@ -40,8 +40,10 @@ type asc uint16
 
 const (
 	ascNone                   asc = 0x0000
+	ascOperationInProgress    asc = 0x0016
 	ascBecomingReady          asc = 0x0401
 	ascNeedsStart             asc = 0x0402
+	ascFormatting             asc = 0x0404
 	ascTransition             asc = 0x040A
 	ascStandby                asc = 0x040B
 	ascUnavailable            asc = 0x040C
@@ -53,6 +55,13 @@ const (
 	ascMiscompare             asc = 0x1D00
 	ascInvalidOpcode          asc = 0x2000
 	ascRange                  asc = 0x2100
+	ascTokenType              asc = 0x2301
+	ascTokenUnknown           asc = 0x2304
+	ascTokenCorrupt           asc = 0x2305
+	ascTokenRevoked           asc = 0x2306
+	ascTokenExpired           asc = 0x2307
+	ascTokenDeleted           asc = 0x2309
+	ascTokenLength            asc = 0x230A
 	ascInvalidFieldCDB        asc = 0x2400
 	ascUnsupportedLUN         asc = 0x2500
 	ascInvalidFieldParameter  asc = 0x2600
@@ -65,12 +74,16 @@ const (
 	ascWriteProtected         asc = 0x2700
 	ascSoftwareWriteProtected asc = 0x2702
 	ascSpaceAllocationFailed  asc = 0x2707
+	ascMediumFormatCorrupted  asc = 0x3100
+	ascFormatFailed           asc = 0x3101
 	ascSanitizeFailed         asc = 0x3103
 	ascSavingNotSupported     asc = 0x3900
 	ascInternal               asc = 0x4400
 	ascDataPhase              asc = 0x4B00
 	ascInsufficientResources  asc = 0x5503
 	ascInsufficientRegister   asc = 0x5504
+	ascNoTokenResources       asc = 0x550D
+	ascSetGroupsFailed        asc = 0x670A
 
 	uaPowerOn                asc = 0x2900
 	uaReset                  asc = 0x2903
@@ -82,6 +95,7 @@ const (
 	uaAccessStateChanged     asc = 0x2A06
 	uaCapacityChanged        asc = 0x2A09
 	uaLUNsChanged            asc = 0x3F0E
+	uaInquiryChanged         asc = 0x3F03
 	uaCommandsCleared        asc = 0x2F00
 	uaThinThreshold          asc = 0x3807
 )
@@ -177,7 +191,12 @@ func toStatus(err error) (status byte, s *sense) {
 	}
 	for _, e := range deviceErrors {
 		if errors.Is(err, e.err) {
-			return StatusCheckCondition, &sense{key: e.key, code: e.code}
+			s = &sense{key: e.key, code: e.code}
+			var medium *target.MediumError
+			if e.key == keyMediumError && errors.As(err, &medium) {
+				s.information, s.hasInfo = medium.LBA, true // SBC-3 4.18.1
+			}
+			return StatusCheckCondition, s
 		}
 	}
 	if errors.Is(err, target.ErrBusy) {

@@ -1,6 +1,7 @@
 package scsi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -30,6 +31,17 @@ type Options struct {
 	// MaxTransferBytes bounds the data of one READ or WRITE; zero: 32 MiB. It is told to
 	// initiators in the block limits page. Writes are gathered whole in memory, reads are not.
 	MaxTransferBytes uint32
+	// SetPortGroups is asked by SET TARGET PORT GROUPS: groups holds those that the initiator names,
+	// with the states that it wants. The states themselves come from Target.SetPortGroups, as ever. An
+	// error refuses the command; target.ErrBusy and its like keep their meaning. It is called in the
+	// command: it must return when ctx ends, and not wait for a Detach, which waits for the command.
+	// Nil: the command is unknown, and access is told to be implicit only.
+	SetPortGroups func(ctx context.Context, groups []target.PortGroup) error
+	// TransitionTime is the longest that a change of access states takes, rounded up to seconds, at most 255;
+	// zero: 60 s.
+	TransitionTime time.Duration
+	// Tokens holds the ROD tokens, so that targets that share it take each other's; nil: its own.
+	Tokens *Tokens
 }
 
 // ReservationStore keeps the persistent reservations of a unit through power loss (APTPL).
@@ -39,6 +51,16 @@ type ReservationStore interface {
 	Load() ([]byte, error)
 	// Save returns when state is durable.
 	Save(state []byte) error
+}
+
+// SharedReservations is a ReservationStore of a unit that moves between targets, of which one serves it at a
+// time. What it keeps are the unit's reservations wherever it is served: every change is saved whole, APTPL
+// or not, and a target loads them (Attach, ReloadReservations) before it serves.
+type SharedReservations interface {
+	ReservationStore
+	// Current returns nil while this target is the one that serves the unit. PERSISTENT RESERVE IN asks it
+	// after it took the state that it answers. It may block.
+	Current(ctx context.Context) error
 }
 
 // UnitOptions of one logical unit.
@@ -59,11 +81,14 @@ type Target struct {
 	name string
 	opts Options
 	ops  *opTable
-	made time.Time
+
+	tokens *Tokens
+	made   time.Time
 
 	mu       sync.Mutex // guards changes of what follows; reads are of the atomic pointers
 	units    atomic.Pointer[map[uint64]*unit]
 	groups   atomic.Pointer[[]target.PortGroup]
+	explicit atomic.Pointer[map[uint16]target.AccessState] // states that an initiator asked for
 	sessions atomic.Pointer[map[*Nexus]struct{}]
 }
 
@@ -72,7 +97,14 @@ func NewTarget(name string, o Options) *Target {
 	if o.MaxTransferBytes == 0 {
 		o.MaxTransferBytes = 32 << 20
 	}
-	t := &Target{name: name, opts: o, ops: newOpTable(), made: time.Now()}
+	if o.TransitionTime <= 0 {
+		o.TransitionTime = 60 * time.Second
+	}
+	if o.Tokens == nil {
+		o.Tokens = NewTokens(nil)
+	}
+	t := &Target{name: name, opts: o, ops: newOpTable(), made: time.Now(), tokens: o.Tokens}
+	t.explicit.Store(&map[uint16]target.AccessState{})
 	t.sessions.Store(&map[*Nexus]struct{}{})
 	t.units.Store(&map[uint64]*unit{})
 	t.groups.Store(&[]target.PortGroup{})
@@ -151,11 +183,27 @@ func (t *Target) Detach(lun uint64) error {
 	return nil
 }
 
-// Changed tells initiators that the unit's capacity or other parameters changed.
+// Changed tells initiators that the unit's capacity or other parameters changed, and where its identity
+// (the names in target.Info) is not what it was at the last call, that.
 func (t *Target) Changed(lun uint64) {
-	if u := (*t.units.Load())[lun]; u != nil {
-		u.attention(uaCapacityChanged, nil)
+	u := (*t.units.Load())[lun]
+	if u == nil {
+		return
 	}
+	now := u.dev.Info()
+	old := u.told.Swap(&now)
+	if identity(*old) != identity(now) {
+		u.attention(uaInquiryChanged, nil)
+		if old.Blocks == now.Blocks && old.BlockBytes == now.BlockBytes {
+			return
+		}
+	}
+	u.attention(uaCapacityChanged, nil)
+}
+
+// identity is what INQUIRY tells of a device.
+func identity(i target.Info) target.Info {
+	return target.Info{Vendor: i.Vendor, Product: i.Product, Revision: i.Revision, Serial: i.Serial, UUID: i.UUID}
 }
 
 // SetInitiators changes who sees the unit; nil: all. It returns when no command of an initiator that sees it no
@@ -176,6 +224,22 @@ func (t *Target) SetInitiators(lun uint64, initiators []string) error {
 	t.lunsChanged()
 	t.mu.Unlock()
 	u.abort(func(t *Task) bool { return t.shutOut() })
+	u.evict(func(n *Nexus) bool { return !u.allows(n.Initiator) })
+	u.revokeAll(func(k *token) bool { return !u.allows(k.initiator) })
+	return nil
+}
+
+// ReloadReservations loads the unit's persistent reservations from its store anew. A target that is to serve a
+// unit which another served before calls it before the unit's device or its access state lets any command
+// pass: in between, an initiator that was fenced through the other target could write.
+func (t *Target) ReloadReservations(lun uint64) error {
+	u := (*t.units.Load())[lun]
+	if u == nil {
+		return fmt.Errorf("scsi: reload reservations of lun %d: %w", lun, ErrNoLUN)
+	}
+	if err := u.reloadReservations(); err != nil {
+		return fmt.Errorf("scsi: reload reservations of lun %d: %w", lun, err)
+	}
 	return nil
 }
 
@@ -195,6 +259,7 @@ func (t *Target) SetPortGroups(groups []target.PortGroup) {
 		return
 	}
 	for _, u := range *t.units.Load() {
+		u.revokeAll(everyToken) // the partner may have written meanwhile
 		u.attention(uaAccessStateChanged, nil)
 	}
 }
@@ -233,6 +298,14 @@ func (t *Target) VisibleTo(initiator string) bool {
 		}
 	}
 	return false
+}
+
+// ports is how many ports the groups hold.
+func (t *Target) ports() (n int) {
+	for _, g := range *t.groups.Load() {
+		n += len(g.Ports)
+	}
+	return n
 }
 
 // state returns the access state of the group that holds the relative port.

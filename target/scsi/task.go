@@ -1,9 +1,7 @@
 package scsi
 
 import (
-	"context"
 	"encoding/binary"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -93,9 +91,12 @@ type Task struct {
 
 	started time.Duration // of Target.clock
 
-	waits      bool // was put in the task set behind a task that must end first
+	turn       uint64 // of unit.turns
+	waits      bool   // was put in the task set behind a task that must end first
+	forwards   bool   // is carried out by another target
 	aborted    atomic.Bool
-	prev, next *Task // guarded by unit.mu
+	answered   atomic.Bool // is answered with TASK ABORTED although it was aborted
+	prev, next *Task       // guarded by unit.mu
 }
 
 // Reset makes t as good as new. It must not be in a task set.
@@ -115,9 +116,12 @@ func (t *Task) Reset() {
 	t.Sense = nil
 	t.Status = 0
 	t.lba, t.blocks = 0, 0
-	t.waits = false
+	t.waits, t.forwards = false, false
 	t.Attribute = Untagged
 	t.aborted.Store(false)
+	if t.answered.Load() {
+		t.answered.Store(false)
+	}
 	if cap(t.reply) > 64<<10 {
 		t.reply = nil
 	}
@@ -125,6 +129,13 @@ func (t *Task) Reset() {
 
 // WasAborted says that task management ended the task: no response is due.
 func (t *Task) WasAborted() bool { return t.aborted.Load() }
+
+// AbortStatus is for tasks that WasAborted: whether a response is due all the same, and its status,
+// which carries no sense data. It is due where another nexus ended the task and the unit's control mode
+// page has TAS set (SAM-5 5.3.1).
+func (t *Task) AbortStatus() (status byte, respond bool) {
+	return StatusTaskAborted, t.answered.Load()
+}
 
 // NeverBlocks says that Run waits for nothing but Sink.DataIn.
 func (t *Task) NeverBlocks() bool {
@@ -157,7 +168,7 @@ func (t *Task) prepare() error {
 		return t.prepareWithoutUnit()
 	}
 	u.enter(t)
-	if !u.serves(t.CDB[0]) {
+	if t.op != nil && !u.serves(t.op) {
 		t.op = nil
 	}
 	if t.op == nil {
@@ -174,6 +185,15 @@ func (t *Task) prepare() error {
 			return &sense{key: keyUnitAttention, code: a}
 		}
 	}
+	// The state before the reservations: those of a unit that another target serves are not known here, and a
+	// command that finds the unit served finds them reloaded.
+	if flags&opStandby == 0 && !t.Nexus.proxied {
+		state := t.Nexus.Target.state(t.Nexus.RelativePort)
+		t.forwards = state == target.Standby && flags&opReservation != 0 && u.proxy != nil
+		if err := stateError(state); err != nil && !t.forwards && !(flags&opInStandby != 0 && state == target.Standby) {
+			return err
+		}
+	}
 	if u.restricted.Load() {
 		if err := u.checkReservations(t); err != nil {
 			return err
@@ -181,11 +201,6 @@ func (t *Task) prepare() error {
 	}
 	if err := u.sanitizeError(t.op); err != nil {
 		return err
-	}
-	if flags&opStandby == 0 {
-		if err := stateError(t.Nexus.Target.state(t.Nexus.RelativePort)); err != nil {
-			return err
-		}
 	}
 	if err := t.checkUsage(); err != nil {
 		return err
@@ -234,7 +249,7 @@ func (t *Task) checkUsage() error {
 func (t *Task) shutOut() bool { return t.itl != nil && !t.itl.allowed.Load() }
 
 func (t *Task) unknownOperation() error {
-	if t.Nexus.Target.ops.known(t.CDB[0]) && t.unit.serves(t.CDB[0]) {
+	if t.unit.knows(t.CDB[0]) {
 		return badCDB(1, 4) // the opcode is there, its service action is not
 	}
 	return illegal(ascInvalidOpcode)
@@ -247,6 +262,10 @@ func (t *Task) Run() {
 			t.end(err)
 			return
 		}
+	}
+	if t.forwards {
+		t.end(t.forward())
+		return
 	}
 	t.end(t.op.run(t))
 	if t.unit != nil && t.unit.pool != nil && t.op.flags&(opWrites|opMedium) == opWrites|opMedium {
@@ -266,6 +285,10 @@ func (t *Task) Finish() {
 func (t *Task) end(err error) {
 	if err == nil {
 		t.Status = StatusGood
+		return
+	}
+	if a, ok := err.(foreignAnswer); ok {
+		t.endForeign(a)
 		return
 	}
 	status, s := toStatus(err)
@@ -296,10 +319,10 @@ func (t *Task) answer(data []byte, allocation uint64) error {
 // give hands over a piece of data-in, no more than the initiator has room for.
 func (t *Task) give(b *Buffer) {
 	room := t.InLimit - t.InSent
-	if int64(len(b.B)) > room {
-		b.B = b.B[:room]
+	if int64(b.Len()) > room {
+		b.truncate(int(room))
 	}
-	t.InSent += int64(len(b.B))
+	t.InSent += int64(b.Len())
 	t.Sink.DataIn(b)
 }
 
@@ -325,58 +348,6 @@ func (t *Task) be16(i int) uint64 { return uint64(binary.BigEndian.Uint16(t.CDB[
 func (t *Task) be24(i int) uint64 { return uint64(t.CDB[i])<<16 | t.be16(i+1) }
 func (t *Task) be32(i int) uint64 { return uint64(binary.BigEndian.Uint32(t.CDB[i:])) }
 func (t *Task) be64(i int) uint64 { return binary.BigEndian.Uint64(t.CDB[i:]) }
-
-// taskContext is a context.Context that lives in its Task and makes its channel only when
-// somebody asks for it, so that a command costs no allocation.
-type taskContext struct {
-	mu        sync.Mutex
-	done      chan struct{}
-	cancelled bool
-}
-
-func (c *taskContext) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (c *taskContext) Value(any) any               { return nil }
-
-func (c *taskContext) Done() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.done == nil {
-		c.done = make(chan struct{})
-		if c.cancelled {
-			close(c.done)
-		}
-	}
-	return c.done
-}
-
-func (c *taskContext) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.cancelled {
-		return context.Canceled
-	}
-	return nil
-}
-
-func (c *taskContext) cancel() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.cancelled {
-		return
-	}
-	c.cancelled = true
-	if c.done != nil {
-		close(c.done)
-	}
-}
-
-// used says that somebody may hold the channel or wait for it: the context must not serve
-// another task.
-func (c *taskContext) used() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.done != nil || c.cancelled
-}
 
 // DataPhaseError ends a prepared task whose data-out broke the transport's rules.
 func (t *Task) DataPhaseError() { t.end(&sense{key: keyAbortedCommand, code: ascDataPhase}) }

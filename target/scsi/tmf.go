@@ -28,7 +28,7 @@ func (n *Nexus) ResetUnit(lun uint64) bool {
 	if u == nil {
 		return false
 	}
-	u.reset(nil)
+	u.reset(n, nil)
 	return true
 }
 
@@ -36,7 +36,7 @@ func (n *Nexus) ResetUnit(lun uint64) bool {
 func (n *Nexus) ResetTarget() {
 	for lun := range *n.Target.units.Load() {
 		if u, _ := n.unit(lun); u != nil {
-			u.reset(nil)
+			u.reset(n, nil)
 		}
 	}
 }

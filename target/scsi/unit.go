@@ -14,8 +14,12 @@ type unit struct {
 	lun    uint64
 	dev    target.Device
 	inline target.Inline      // dev, where it is one
+	lender target.Lender      // dev, where it is one
 	pool   target.Provisioned // dev, where it is one
+	eraser target.Eraser      // dev, where it is one
 	store  ReservationStore
+	shared SharedReservations // store, where it is one
+	proxy  ReservationProxy   // store, where it is one
 
 	acl atomic.Pointer[map[string]struct{}]
 	// mode holds the bits that MODE SELECT and START STOP UNIT change; see mode.go.
@@ -24,7 +28,9 @@ type unit struct {
 	// takes no lock.
 	restricted atomic.Bool
 	// low says that initiators were warned of a pool below its threshold.
-	low    atomic.Bool
+	low atomic.Bool
+	// told is what Changed saw last.
+	told   atomic.Pointer[target.Info]
 	copies copyLog
 	// sanitizing is changed under mu.
 	sanitizing    atomic.Pointer[sanitize]
@@ -38,18 +44,26 @@ type unit struct {
 	left     *sync.Cond // a running task has left
 	first    *Task      // the task set, oldest first
 	last     *Task
-	ordered  int // ORDERED tasks in the task set
+	ordered  int    // ORDERED tasks in the task set
+	turns    uint64 // tasks that have begun
 	removed  bool
-	visitors int    // commands of other units that use the device
-	reserved *Nexus // holder of RESERVE(6), RESERVE(10)
+	visits   map[*visit]struct{}
+	tokens   []*token // that stand for blocks of this unit
+	reserved *Nexus   // holder of RESERVE(6), RESERVE(10)
 	pr       reservations
 }
 
 func newUnit(t *Target, lun uint64, dev target.Device, o UnitOptions) (*unit, error) {
 	u := &unit{target: t, lun: lun, dev: dev, store: o.Reservations, allowSanitize: o.AllowSanitize}
 	u.left = sync.NewCond(&u.mu)
+	u.shared, _ = o.Reservations.(SharedReservations)
+	u.proxy, _ = o.Reservations.(ReservationProxy)
 	u.inline, _ = dev.(target.Inline)
-	if dev.Info().Thin {
+	u.lender, _ = dev.(target.Lender)
+	u.eraser, _ = dev.(target.Eraser)
+	info := dev.Info()
+	u.told.Store(&info)
+	if info.Thin {
 		u.pool, _ = dev.(target.Provisioned)
 	}
 	u.setInitiators(o.Initiators)
@@ -151,6 +165,11 @@ func (u *unit) begin(t *Task) error {
 		return err
 	}
 	t.state = taskRunning
+	u.turns++
+	t.turn = u.turns
+	if len(u.tokens) > 0 && t.op.flags&opRange != 0 {
+		u.revoke(t.lba, t.blocks)
+	}
 	return nil
 }
 
@@ -180,18 +199,25 @@ func (u *unit) leave(t *Task) {
 
 // abort cancels every task that match picks and returns when none of them runs any more. Those
 // that wait for data never will; their transport is told. It returns how many there were.
-func (u *unit) abort(match func(*Task) bool) (count int) {
+func (u *unit) abort(match func(*Task) bool) (count int) { return u.abortBy(nil, match) }
+
+// abortBy is abort by a nexus: where TAS is set, the tasks of others are answered with TASK ABORTED.
+func (u *unit) abortBy(by *Nexus, match func(*Task) bool) (count int) {
 	type waiter struct {
 		aborter Aborter
 		tag     uint64
 	}
 	var waiting []waiter
+	tas := by != nil && u.mode.Load()&modeTaskAborted != 0
 	u.mu.Lock()
 	for t := u.first; t != nil; t = t.next {
 		if !match(t) {
 			continue
 		}
 		count++
+		if tas && t.Nexus != by && !t.aborted.Load() {
+			t.answered.Store(true)
+		}
 		if !t.aborted.Swap(true) {
 			t.ctx.cancel()
 		}
@@ -225,6 +251,8 @@ func (u *unit) ending(match func(*Task) bool) bool {
 // loseNexus ends what the unit holds for n.
 func (u *unit) loseNexus(n *Nexus) {
 	u.abort(func(t *Task) bool { return t.Nexus == n })
+	u.copies.stop(func(o *copyOp) bool { return o.nexus == n })
+	u.copies.drop(func(o *copyOp) bool { return o.nexus == n })
 	u.mu.Lock()
 	if u.reserved == n {
 		u.reserved = nil
@@ -239,13 +267,33 @@ func (u *unit) remove() {
 	u.removed = true
 	u.mu.Unlock()
 	u.abort(func(*Task) bool { return true })
+	u.copies.stop(func(*copyOp) bool { return true })
+	u.expel(everyNexus)
 	u.endSanitize()
+	u.revokeAll(everyToken)
+	u.target.tokens.forget(u)
+}
+
+// gone says whether the unit was detached.
+func (u *unit) gone() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.removed
+}
+
+// evict ends what the nexuses that match picks do here, or in other units' names to this one, and
+// waits for it.
+func (u *unit) evict(match func(*Nexus) bool) {
+	u.copies.stop(func(o *copyOp) bool { return match(o.nexus) })
+	u.expel(match)
 }
 
 // reset is LOGICAL UNIT RESET (SAM-5 6.3.3): tasks end, RESERVE is dropped, mode parameters
 // return to their defaults, everyone learns of it. Persistent reservations stay.
-func (u *unit) reset(by *Task) int {
-	count := u.abort(func(t *Task) bool { return t != by })
+// The tasks that spare picks, where it is not nil, are left alone.
+func (u *unit) reset(by *Nexus, spare func(*Task) bool) int {
+	count := u.abortBy(by, func(t *Task) bool { return spare == nil || !spare(t) })
+	u.evict(everyNexus)
 	u.mu.Lock()
 	u.reserved = nil
 	u.updateRestricted()

@@ -1,6 +1,6 @@
 // Engine serves memory, or a file, through Ledge's own target engine, to be measured and tested beside its peers.
 //
-// Usage: engine [-file FILE] PORT BYTES IQN
+// Usage: engine [-file FILE] [-spin DURATION] PORT BYTES IQN
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/ledge-storage/ledge/target"
 	"github.com/ledge-storage/ledge/target/file"
@@ -22,20 +23,21 @@ import (
 
 func main() {
 	path := flag.String("file", "", "serve this file; empty: memory")
+	spin := flag.Duration("spin", 0, "look for the next command this long before sleeping (iscsi.Options.Spin)")
 	flag.Parse()
 	if flag.NArg() != 3 {
-		fmt.Fprintln(os.Stderr, "usage: engine [-file FILE] PORT BYTES IQN")
+		fmt.Fprintln(os.Stderr, "usage: engine [-file FILE] [-spin DURATION] PORT BYTES IQN")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *path, flag.Arg(0), flag.Arg(1), flag.Arg(2)); err != nil {
+	if err := run(ctx, *path, *spin, flag.Arg(0), flag.Arg(1), flag.Arg(2)); err != nil {
 		fmt.Fprintln(os.Stderr, "engine:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, path, port, size, iqn string) error {
+func run(ctx context.Context, path string, spin time.Duration, port, size, iqn string) error {
 	n, err := strconv.ParseInt(size, 10, 64)
 	if err != nil {
 		return fmt.Errorf("size %q: %w", size, err)
@@ -48,7 +50,7 @@ func run(ctx context.Context, path, port, size, iqn string) error {
 	if err := t.Attach(0, dev, scsi.UnitOptions{}); err != nil {
 		return err
 	}
-	srv, err := iscsi.NewServer(iscsi.Options{})
+	srv, err := iscsi.NewServer(iscsi.Options{MaxSessionsPerInitiator: 1024, Spin: spin})
 	if err != nil {
 		return err
 	}
@@ -69,7 +71,7 @@ func run(ctx context.Context, path, port, size, iqn string) error {
 
 func device(path string, n int64) (target.Device, error) {
 	if path == "" {
-		return mem.New(mem.Options{Bytes: n, Name: "engine"})
+		return mem.New(mem.Options{Bytes: n, Name: "engine", Huge: true})
 	}
 	return file.Open(file.Options{Path: path, Bytes: n, Volatile: true})
 }

@@ -1,0 +1,5 @@
+//go:build !amd64
+
+package region
+
+func everyInstructions() []*instructions { return nil }

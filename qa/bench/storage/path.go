@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/ledge-storage/ledge/nvram/region"
+	"github.com/ledge-storage/ledge/raid"
+)
+
+// The beds of acknowledged writes: random 4 KiB writes of a LUN, through the pool and the log to the own region and the partner's,
+// over TCP on 127.0.0.1 (path), or through shared memory (path-window). The log is drained before each measurement, so that none meets destage.
+//
+// The bare programs have the same link and a region of the same kind. "bare link and persist, QD 1": a block with a header goes to the
+// other end, which answers, and then the same bytes are persisted: one round trip of the link and one persist. "link,
+// QD 32": 32 blocks with headers are on their way at a time, and each is answered; what has come together is written, and
+// answered, together. Nothing is persisted.
+
+const (
+	pathDepth  = 32
+	frameBytes = 48 + 4096 // header and block on the wire
+	ackBytes   = 32
+)
+
+var pathAsks = []ask{
+	{what: "4 KiB write, QD 1, latency to round trip + persist", a: "write QD 1", b: "bare QD 1", bound: 1.5, atMost: true},
+	{what: "4 KiB write, QD 32, to the link's throughput", a: "write QD 32", b: "link QD 32", bound: .7, comment: "the link alone persists nothing"},
+}
+
+func openPathTCP(ctx context.Context, s settings, dir string) (*contest, error) {
+	return openPath(ctx, s, dir, overTCP)
+}
+
+func openPathWindow(ctx context.Context, s settings, dir string) (*contest, error) {
+	return openPath(ctx, s, dir, overWindow)
+}
+
+func openPath(ctx context.Context, s settings, dir string, over linkMaker) (*contest, error) {
+	const lunBytes = 64 << 20
+	r, err := newRig(ctx, dir, s.logBytes, lunBytes, over, nil)
+	if err != nil {
+		return nil, err
+	}
+	l, err := newBareLink(ctx, filepath.Join(dir, "bare"), over)
+	if err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	blocks := uint64(lunBytes / raid.BlockBytes)
+	bufs := make([][]byte, pathDepth)
+	for i := range bufs {
+		bufs[i] = randomBytes(raid.BlockBytes, i)
+	}
+	return &contest{
+		close: func() error { return errors.Join(l.close(), r.close()) },
+		contestants: []contestant{
+			{name: "write QD 1", unit: "µs", before: r.settle, run: latency(func(int) error {
+				return r.lun.Write(ctx, rand.Uint64N(blocks), bufs[:1], false)
+			})},
+			{name: "bare QD 1", unit: "µs", run: latency(l.roundTripAndPersist)},
+			{name: "link QD 1", unit: "µs", run: latency(func(int) error { return l.roundTrip() })},
+			{name: "persist QD 1", unit: "µs", run: latency(l.persist)},
+			{name: "write QD 32", unit: "IOPS", before: r.settle, run: func(ctx context.Context, d time.Duration) (float64, error) {
+				return pump(ctx, pathDepth, d, func(worker, _ int) (int, error) {
+					return 1, r.lun.Write(ctx, rand.Uint64N(blocks), bufs[worker:worker+1], false)
+				})
+			}},
+			{name: "link QD 32", unit: "IOPS", run: l.stream},
+		},
+	}, nil
+}
+
+// bareLink is a connection to an end that answers each frame, and a region.
+type bareLink struct {
+	c      net.Conn
+	region region.Region
+	frame  []byte
+	record []byte
+	ack    []byte
+	done   sync.WaitGroup
+	end    func() error
+}
+
+func newBareLink(ctx context.Context, dir string, over linkMaker) (*bareLink, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	ends, err := over(dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &bareLink{frame: make([]byte, frameBytes), ack: make([]byte, ackBytes), record: aligned(2 * raid.BlockBytes)}
+	l.done.Go(func() {
+		if c, err := ends.listener.Accept(); err == nil {
+			echo(c)
+		}
+	})
+	l.end = func() error {
+		err := errors.Join(ends.listener.Close(), ends.close())
+		l.done.Wait()
+		return err
+	}
+	if l.c, err = ends.dial(ctx); err != nil {
+		return nil, errors.Join(err, l.end())
+	}
+	if l.region, err = region.Open(filepath.Join(dir, "region"), region.Options{Create: true, Size: 64 << 20}); err != nil {
+		return nil, errors.Join(err, l.c.Close(), l.end())
+	}
+	return l, nil
+}
+
+// echo answers each frame, all that have come together.
+func echo(c net.Conn) {
+	defer c.Close()
+	buf := make([]byte, 64*frameBytes)
+	acks := make([]byte, 64*ackBytes)
+	for have := 0; ; {
+		n, err := c.Read(buf[have:])
+		if err != nil {
+			return
+		}
+		have += n
+		if frames := have / frameBytes; frames > 0 {
+			if _, err := c.Write(acks[:frames*ackBytes]); err != nil {
+				return
+			}
+			have = copy(buf, buf[frames*frameBytes:have])
+		}
+	}
+}
+
+func (l *bareLink) roundTrip() error {
+	if _, err := l.c.Write(l.frame); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(l.c, l.ack)
+	return err
+}
+
+func (l *bareLink) persist(i int) error {
+	_, err := l.region.WriteAt(l.record, int64(i)*int64(len(l.record))%(l.region.Size()))
+	return err
+}
+
+func (l *bareLink) roundTripAndPersist(i int) error {
+	if err := l.roundTrip(); err != nil {
+		return err
+	}
+	return l.persist(i)
+}
+
+// stream keeps pathDepth frames on their way.
+func (l *bareLink) stream(ctx context.Context, d time.Duration) (float64, error) {
+	frames := make([]byte, pathDepth*frameBytes)
+	acks := make([]byte, pathDepth*ackBytes)
+	begin, acked, have := time.Now(), 0, 0
+	send := func(n int) error {
+		_, err := l.c.Write(frames[:n*frameBytes])
+		return err
+	}
+	if err := send(pathDepth); err != nil {
+		return 0, err
+	}
+	flying := pathDepth
+	for flying > 0 {
+		n, err := l.c.Read(acks[have:])
+		if err != nil {
+			return 0, fmt.Errorf("bare link: %w", err)
+		}
+		have += n
+		got := have / ackBytes
+		have -= got * ackBytes
+		acked, flying = acked+got, flying-got
+		if time.Since(begin) < d && ctx.Err() == nil && got > 0 {
+			if err := send(got); err != nil {
+				return 0, err
+			}
+			flying += got
+		}
+	}
+	return float64(acked) / time.Since(begin).Seconds(), ctx.Err()
+}
+
+func (l *bareLink) close() error {
+	return errors.Join(l.c.Close(), l.end(), l.region.Close())
+}
