@@ -39,8 +39,27 @@ type report struct {
 
 const linePrefix = "sim-report "
 
-// hangLimit is for one seed, which takes milliseconds.
-const hangLimit = time.Minute
+// A seed takes milliseconds. It hangs when it computes for hangCPU without an end, or stands still for hangLimit: a machine
+// with other work may give a child nothing for minutes.
+const (
+	hangCPU   = 20 * time.Second
+	hangLimit = 10 * time.Minute
+)
+
+// cpuTime is what a process has computed so far (proc(5), stat, fields 14 and 15, in 1/100 s); 0 when it is gone.
+func cpuTime(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // the name may hold anything; field 3 is the first after it
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(fields[11], 10, 64)
+	system, _ := strconv.ParseInt(fields[12], 10, 64)
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
 
 // TestChild runs the seeds that the parent gave.
 func TestChild(t *testing.T) {
@@ -229,7 +248,8 @@ func search(t *testing.T, first uint64, n int, o Options) (total Counts, bad *re
 		wg.Go(func() {
 			tick := time.NewTicker(100 * time.Millisecond)
 			defer tick.Stop()
-			seen, since, hung := uint64(0), time.Now(), false
+			seen, since, used, hung := uint64(0), time.Now(), time.Duration(0), false
+			cpu := time.Duration(0)
 			for {
 				select {
 				case err := <-s.done:
@@ -243,7 +263,7 @@ func search(t *testing.T, first uint64, n int, o Options) (total Counts, bad *re
 					if !ok {
 						r = report{Seed: at(s), Err: fmt.Sprintf("the process ended: %v: %s", err, panicOf(s.out.String()))}
 						if hung {
-							r.Err = fmt.Sprintf("no end within %v", hangLimit)
+							r.Err = fmt.Sprintf("no end after %v, of them %v computing", time.Since(since).Round(time.Second), cpu-used)
 						}
 					}
 					if bad == nil || r.Seed < bad.Seed {
@@ -253,10 +273,11 @@ func search(t *testing.T, first uint64, n int, o Options) (total Counts, bad *re
 				case <-tick.C:
 				}
 				now := at(s)
+				cpu = cpuTime(s.cmd.Process.Pid)
 				if now != seen {
-					seen, since = now, time.Now()
+					seen, since, used = now, time.Now(), cpu
 				}
-				hung = time.Since(since) > hangLimit
+				hung = cpu-used > hangCPU || time.Since(since) > hangLimit
 				if w := worst(); hung || w != 0 && now > w {
 					s.cmd.Process.Kill()
 				}
