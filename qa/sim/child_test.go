@@ -328,3 +328,15 @@ func shrink(t *testing.T, bad *report, o Options) *shortened {
 func keys(c Counts) iter.Seq[string] { return maps.Keys(c) }
 
 func sorted(c Counts) []string { return slices.Sorted(keys(c)) }
+
+func TestCPUTime(t *testing.T) {
+	before := cpuTime(os.Getpid())
+	for began := time.Now(); cpuTime(os.Getpid())-before < 50*time.Millisecond; {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("%v after a minute of computing", cpuTime(os.Getpid())-before)
+		}
+	}
+	if v := cpuTime(1 << 30); v != 0 {
+		t.Errorf("no such process: %v", v)
+	}
+}
