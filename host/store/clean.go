@@ -93,7 +93,7 @@ func (st *Store) survey(least int) (victims []uint32, dead int, garbagePercent i
 		}
 		live[n] = bytes
 		total += bytes
-		if bytes*100 < SegmentBytes*victimPercent {
+		if bytes*100 < SegmentBytes*victimPercent && !s.stuck {
 			victims = append(victims, n)
 		}
 	}
@@ -123,12 +123,15 @@ type reference struct {
 }
 
 func (st *Store) clean(ctx context.Context, victims []uint32) error {
-	fps := map[loc]dedup.Fingerprint{}
+	fps := map[loc]digest{}
 	set := map[uint32]bool{}
 	for _, n := range victims {
 		slots, err := st.table(ctx, n)
 		if errors.Is(err, ErrCorrupt) {
-			st.opt.Logger.Error("segment cannot be cleaned", "segment", n, "err", err)
+			st.opt.Logger.Error("segment cannot be cleaned; it is left as it is", "segment", n, "err", err)
+			st.mu.Lock()
+			st.segs[n].stuck = true
+			st.mu.Unlock()
 			continue
 		}
 		if err != nil {
@@ -198,7 +201,7 @@ func (st *Store) references(set map[uint32]bool) []reference {
 }
 
 // move stores the blocks of refs again, each once, and points their maps there.
-func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]dedup.Fingerprint, moved map[loc]loc) error {
+func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]digest, moved map[loc]loc) error {
 	var far []where
 	for _, r := range refs {
 		if moved[r.at] == 0 {
@@ -222,6 +225,9 @@ func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]dedup.F
 			}
 			if err := checkBlock(r.at, stored); err != nil || !known {
 				st.opt.Logger.Error("block cannot be moved", "volume", r.v.name, "block", r.lba, "err", err)
+				st.mu.Lock()
+				st.segs[r.at.segment()].stuck = true
+				st.mu.Unlock()
 				continue // it stays, and so does its segment: a reader will be told
 			}
 			if err := st.roomFor(ctx, len(stored), 64, st.packed); err != nil {
@@ -229,7 +235,8 @@ func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]dedup.F
 			}
 			st.mu.Lock()
 			to = st.open.append(stored, fp)
-			st.index.Insert(&fp, dedup.Ref{Segment: st.open.number, Slot: uint16(len(st.open.slots) - 1)})
+			hint := fp.fingerprint()
+			st.index.Insert(&hint, dedup.Ref{Segment: st.open.number, Slot: uint16(len(st.open.slots) - 1)})
 			st.charge(st.open.info, r.v, len(stored)+slotBytes, 1)
 			st.mu.Unlock()
 			moved[r.at] = to
@@ -262,8 +269,9 @@ func (st *Store) warm(numbers []uint32) {
 			continue
 		}
 		for i := range slots {
-			if _, known := st.index.Lookup(&slots[i].fp); !known {
-				st.index.Insert(&slots[i].fp, dedup.Ref{Segment: n, Slot: uint16(i)})
+			hint := slots[i].fp.fingerprint()
+			if _, known := st.index.Lookup(&hint); !known {
+				st.index.Insert(&hint, dedup.Ref{Segment: n, Slot: uint16(i)})
 			}
 		}
 		room -= int64(len(slots))

@@ -8,9 +8,11 @@ import (
 const (
 	segmentMagic   = "LEDGESG1"
 	trailerOffset  = SegmentBytes - BlockBytes
-	kindData       = 1
+	kindWide       = 1 // data, of version 1: its slots are wide
 	kindCheckpoint = 2
-	slotBytes      = 40
+	kindData       = 3
+	slotBytes      = 22
+	wideBytes      = 40
 )
 
 // trailer is the last block of a segment. Its stripe is written after the others are durable, and
@@ -32,7 +34,17 @@ type trailer struct {
 	content uint32 // and crc32c of its payload
 }
 
-func (t *trailer) tableOffset() int { return trailerOffset - int(t.slots)*slotBytes - int(t.log) }
+func (t *trailer) isData() bool { return t.kind == kindData || t.kind == kindWide }
+
+// slotBytes is the size of each slot.
+func (t *trailer) slotBytes() int {
+	if t.kind == kindWide {
+		return wideBytes
+	}
+	return slotBytes
+}
+
+func (t *trailer) tableOffset() int { return trailerOffset - int(t.slots)*t.slotBytes() - int(t.log) }
 
 func (t *trailer) encode(p []byte) {
 	clear(p[:BlockBytes])
@@ -68,7 +80,7 @@ func decodeTrailer(p []byte) (trailer, error) {
 	t.table, t.stripe = le.Uint32(p[76:]), le.Uint32(p[80:])
 	t.ckptID, t.index, t.content = le.Uint64(p[88:]), le.Uint32(p[96:]), le.Uint32(p[100:])
 	if p[13]|p[14]|p[15] != 0 || le.Uint32(p[84:]) != 0 || !isZero(p[104:]) ||
-		t.kind != kindData && t.kind != kindCheckpoint || t.segment == 0 || t.segment >= maxSegments || t.prev >= maxSegments ||
+		!t.isData() && t.kind != kindCheckpoint || t.segment == 0 || t.segment >= maxSegments || t.prev >= maxSegments ||
 		t.slots > maxSlots || t.log > SegmentBytes || t.payload > SegmentBytes || t.tableOffset() < int(t.payload) {
 		return t, fmt.Errorf("segment trailer fields: %w", ErrCorrupt)
 	}
@@ -79,20 +91,25 @@ func encodeSlots(p []byte, slots []slot) {
 	for i := range slots {
 		e := p[i*slotBytes:]
 		copy(e, slots[i].fp[:])
-		le.PutUint32(e[32:], slots[i].off)
-		le.PutUint16(e[36:], slots[i].len)
-		le.PutUint16(e[38:], 0)
+		le.PutUint16(e[20:], slots[i].len)
 	}
 }
 
-func decodeSlots(p []byte, payload uint32) ([]slot, error) {
-	slots := make([]slot, len(p)/slotBytes)
+// decodeSlots reads the table of a segment. Blocks lie one behind the other; wide slots say where, too.
+func (t *trailer) decodeSlots(p []byte) ([]slot, error) {
+	size, payload := t.slotBytes(), t.payload
+	slots, end := make([]slot, len(p)/size), uint32(0)
 	for i := range slots {
-		e := p[i*slotBytes:]
+		e := p[i*size:]
 		s := &slots[i]
 		copy(s.fp[:], e)
-		s.off, s.len = le.Uint32(e[32:]), le.Uint16(e[36:])
-		if le.Uint16(e[38:]) != 0 || s.len <= blockHeader || s.len > blockHeader+BlockBytes || s.off > payload || s.off+uint32(s.len) > payload {
+		s.off, s.len = end, le.Uint16(e[20:])
+		zero := uint16(0)
+		if size == wideBytes {
+			s.off, s.len, zero = le.Uint32(e[32:]), le.Uint16(e[36:]), le.Uint16(e[38:])
+		}
+		end = s.off + uint32(s.len)
+		if zero != 0 || s.len <= blockHeader || s.len > blockHeader+BlockBytes || s.off > payload || s.off+uint32(s.len) > payload {
 			return nil, fmt.Errorf("slot %d: %w", i, ErrCorrupt)
 		}
 	}

@@ -51,9 +51,21 @@ func (l loc) valid() bool {
 	return l.segment() != 0 && l.len() > blockHeader && l.len() <= blockHeader+BlockBytes && l.off()+l.len() <= SegmentBytes-BlockBytes
 }
 
+// digest is what is kept of a block's fingerprint: 160 bits of a SHA-256 with a key that nobody outside knows, so that none
+// can look for two blocks that share one. By chance, 2^40 different blocks (4 PiB) have such a pair with 2^-81.
+type digest [20]byte
+
+func shorten(fp *dedup.Fingerprint) digest { return digest(fp[:len(digest{})]) }
+
+// fingerprint is as much of it as the index looks at.
+func (d *digest) fingerprint() (fp dedup.Fingerprint) {
+	copy(fp[:], d[:])
+	return fp
+}
+
 // slot is one entry of a data segment's table.
 type slot struct {
-	fp  dedup.Fingerprint
+	fp  digest
 	off uint32
 	len uint16 // stored, with the block's header
 }

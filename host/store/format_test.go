@@ -9,7 +9,6 @@ import (
 	"reflect"
 	"testing"
 
-	"github.com/ledge-storage/ledge/host/dedup"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -55,7 +54,7 @@ func sampleTrailer() trailer {
 }
 
 func sampleSlots() []slot {
-	return []slot{{dedup.Fingerprint{1}, 0, 4101}, {dedup.Fingerprint{2}, 4101, 900}, {dedup.Fingerprint{3}, 5001, 10}}
+	return []slot{{digest{1}, 0, 4101}, {digest{2}, 4101, 900}, {digest{3, 19: 9}, 5001, 10}}
 }
 
 func sampleLog() []byte {
@@ -102,13 +101,25 @@ func TestGolden(t *testing.T) {
 	}
 	tr, p := sampleTrailer(), make([]byte, BlockBytes)
 	tr.encode(p)
-	if got, err := decodeTrailer(golden(t, "trailer.golden", p)); err != nil || got != tr {
+	if got, err := decodeTrailer(golden(t, "trailer2.golden", p)); err != nil || got != tr {
 		t.Errorf("%+v %v", got, err)
 	}
 	p = make([]byte, 3*slotBytes)
 	encodeSlots(p, sampleSlots())
-	if got, err := decodeSlots(golden(t, "slots.golden", p), 6000); err != nil || !reflect.DeepEqual(got, sampleSlots()) {
+	if got, err := tr.decodeSlots(golden(t, "slots2.golden", p)); err != nil || !reflect.DeepEqual(got, sampleSlots()) {
 		t.Errorf("%+v %v", got, err)
+	}
+	wide, err := os.ReadFile("testdata/slots.golden")
+	must(t, err)
+	want := sampleSlots()
+	want[2].fp[19] = 0
+	if got, err := (&trailer{kind: kindWide, payload: 6000}).decodeSlots(wide); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("wide: %+v %v", got, err)
+	}
+	wide, err = os.ReadFile("testdata/trailer.golden")
+	must(t, err)
+	if got, err := decodeTrailer(wide); err != nil || got.kind != kindWide || got.slots != 2 || !got.isData() {
+		t.Errorf("wide: %+v %v", got, err)
 	}
 	var kinds []uint8
 	err = decodeLog(3, sampleSlots(), golden(t, "log.golden", sampleLog()), func(c *change) error {
@@ -319,8 +330,15 @@ func FuzzSlots(f *testing.F) {
 	p := make([]byte, 3*slotBytes)
 	encodeSlots(p, sampleSlots())
 	fuzz(f, p, func(t *testing.T, p []byte) error {
-		_, err := decodeSlots(p[:len(p)/slotBytes*slotBytes], 6000)
-		return err
+		_, wide := (&trailer{kind: kindWide, payload: 6000}).decodeSlots(p[:len(p)/wideBytes*wideBytes])
+		tr := trailer{kind: kindData, payload: 6000}
+		slots, err := tr.decodeSlots(p[:len(p)/slotBytes*slotBytes])
+		if q := make([]byte, len(slots)*slotBytes); err == nil {
+			if encodeSlots(q, slots); !bytes.HasPrefix(p, q) {
+				t.Error("does not survive")
+			}
+		}
+		return errors.Join(err, wide)
 	})
 }
 

@@ -219,7 +219,7 @@ func (st *Store) findDuplicates(ctx context.Context, items []packItem, fps []ded
 			st.opt.Logger.Warn("table not readable; storing a block again", "segment", ref.Segment, "err", err)
 			continue
 		}
-		if int(ref.Slot) < len(slots) && slots[ref.Slot].fp == fps[i] {
+		if int(ref.Slot) < len(slots) && slots[ref.Slot].fp == shorten(&fps[i]) {
 			s := &slots[ref.Slot]
 			items[i].place = makeLoc(ref.Segment, int(s.off), int(s.len))
 		}
@@ -263,7 +263,7 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 		st.charge(b.info, it.v, costRef, 0)
 		st.counters.duplicates++
 	} else {
-		it.place = b.append(it.stored, fps[i])
+		it.place = b.append(it.stored, shorten(&fps[i]))
 		b.log.store(it.v.id, it.lba, it.place)
 		st.index.Insert(&fps[i], dedup.Ref{Segment: b.number, Slot: uint16(len(b.slots) - 1)})
 		st.charge(b.info, it.v, len(it.stored)+slotBytes, 1)
@@ -275,7 +275,7 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 }
 
 // append puts a stored block behind the last one, and says where.
-func (b *builder) append(stored []byte, fp dedup.Fingerprint) loc {
+func (b *builder) append(stored []byte, fp digest) loc {
 	copy(b.buf[b.fill:], stored)
 	sealBlock(b.number, b.fill, b.buf[b.fill:b.fill+len(stored)])
 	l := makeLoc(b.number, b.fill, len(stored))

@@ -178,7 +178,7 @@ func (st *Store) readFound(ctx context.Context, n uint32) (*found, error) {
 	if err := st.opt.Segments.ReadAt(ctx, p, end-BlockBytes); err != nil {
 		return nil, fmt.Errorf("store: look for segment %d: %w", n, err)
 	}
-	if t, err := st.checkTrailer(n, p); err != nil || t.kind != kindData {
+	if t, err := st.checkTrailer(n, p); err != nil || !t.isData() {
 		return nil, nil
 	}
 	stripe := make([]byte, StripeBytes)
@@ -220,7 +220,7 @@ func (st *Store) applySegment(n uint32, f *found) error {
 			for i, l := range c.places {
 				st.point(v, c.lba+uint64(i), l)
 				if c.kind == logStore {
-					cost += l.len() + slotBytes
+					cost += l.len() + f.t.slotBytes()
 					slots++
 				} else {
 					cost += costRef
@@ -231,7 +231,7 @@ func (st *Store) applySegment(n uint32, f *found) error {
 			if to := c.places[1]; to.segment() == n && v.m.move(&st.maps, c.lba, c.places[0], to) {
 				if !taken[to] {
 					taken[to] = true
-					cost += to.len() + slotBytes
+					cost += to.len() + f.t.slotBytes()
 					slots++
 				}
 			}
@@ -271,7 +271,7 @@ func (st *Store) applySegment(n uint32, f *found) error {
 		st.charge(info, v, cost, slots)
 		return nil
 	})
-	info.bytes = f.t.payload + f.t.slots*slotBytes + f.t.log + BlockBytes
+	info.bytes = f.t.payload + f.t.slots*uint32(f.t.slotBytes()) + f.t.log + BlockBytes
 	return err
 }
 

@@ -206,6 +206,7 @@ type segment struct {
 	bytes     uint32 // in use: blocks, table, log, trailer
 	live      int64  // references from maps
 	condemned bool
+	stuck     bool // something in it cannot be read: the cleaner leaves it alone from now on
 	shares    []share
 }
 

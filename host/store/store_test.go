@@ -223,6 +223,31 @@ func TestDedupAndCompression(t *testing.T) {
 	t.Logf("image %d, stored %d, second time + %d; store %+v", len(img), one.StoredBytes, two.StoredBytes-one.StoredBytes, st.Stats())
 }
 
+// What cannot be compressed, and is nowhere else, costs a hundredth more than its size at most, maps and all.
+func TestIncompressible(t *testing.T) {
+	sh := newShelf(t, 1)
+	sh.journal.size = 64 << 20
+	o := sh.options()
+	o.CheckpointSegments = 0
+	ctx := t.Context()
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	v := volume(t, st, "a")
+	const n = 64
+	for i := range uint64(n) {
+		must(t, v.Write(ctx, i*256, noise(i, 256)))
+	}
+	must(t, st.Checkpoint(ctx))
+	s := st.Stats()
+	cost := float64(s.StoredBytes) / (n << 20)
+	if cost > 1.01 {
+		t.Errorf("%.4f of its size: %+v", cost, s)
+	}
+	t.Logf("%.4f of its size", cost)
+	must(t, st.Close(ctx))
+}
+
 // A full shelf refuses writes with the right error, goes on reading, and recovers.
 func TestNoSpace(t *testing.T) {
 	sh := newShelf(t, 1)

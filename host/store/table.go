@@ -19,7 +19,7 @@ type table struct {
 	slots   []slot
 }
 
-const slotMemory = 40
+const slotMemory = 28
 
 func (c *tableCache) get(n uint32) []slot {
 	if e := c.tables[n]; e != nil {
@@ -81,7 +81,7 @@ func (st *Store) readTable(ctx context.Context, n uint32) (t trailer, slots []sl
 	if t, err = st.checkTrailer(n, p[tableGuess-BlockBytes:]); err != nil {
 		return t, nil, nil, err
 	}
-	if t.kind != kindData {
+	if !t.isData() {
 		return t, nil, nil, fmt.Errorf("store: segment %d is no data segment: %w", n, ErrCorrupt)
 	}
 	if from := t.tableOffset() / BlockBytes * BlockBytes; SegmentBytes-from > tableGuess {
@@ -94,10 +94,11 @@ func (st *Store) readTable(ctx context.Context, n uint32) (t trailer, slots []sl
 	if crc(p) != t.table {
 		return t, nil, nil, fmt.Errorf("store: table of segment %d: %w", n, ErrCorrupt)
 	}
-	if slots, err = decodeSlots(p[:t.slots*slotBytes], t.payload); err != nil {
+	tail := int(t.slots) * t.slotBytes()
+	if slots, err = t.decodeSlots(p[:tail]); err != nil {
 		return t, nil, nil, fmt.Errorf("store: segment %d: %w", n, err)
 	}
-	return t, slots, p[t.slots*slotBytes:], nil
+	return t, slots, p[tail:], nil
 }
 
 // checkTrailer decodes p as the trailer of segment n of this store.
