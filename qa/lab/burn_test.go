@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ledge-storage/ledge/boards"
+	"github.com/ledge-storage/ledge/qa/emulator"
 )
 
 // TestBurntDisk does what BUILDING.md, section Burn, says: copies the disk image, puts shelf.json into its
@@ -82,7 +83,7 @@ func bootBurnt(t *testing.T, dir, disk string, attach []string, want string) str
 	}
 	vars, console := filepath.Join(dir, "vars.fd"), filepath.Join(dir, "console.log")
 	command(t, t.Context(), "cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", vars)
-	args := []string{"-nodefaults", "-display", "none", "-no-user-config", "-M", "q35,nvdimm=on", "-cpu", "max", "-smp", "2",
+	args := []string{"-nodefaults", "-display", "none", "-no-user-config", "-M", "q35,nvdimm=on", "-cpu", emulator.CPU, "-smp", "2",
 		"-m", "1G,slots=2,maxmem=4G",
 		"-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive", "if=pflash,format=raw,file=" + vars,
 		"-object", "memory-backend-file,id=nvram,share=on,size=64M,pmem=off,mem-path=" + filepath.Join(dir, "nvram.img"), "-device", "nvdimm,memdev=nvram",

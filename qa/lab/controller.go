@@ -16,6 +16,7 @@ import (
 	"github.com/ledge-storage/ledge/boards"
 	"github.com/ledge-storage/ledge/firmware/control"
 	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/qa/emulator"
 )
 
 // boardName is the virtual machine's board.
@@ -140,7 +141,7 @@ func (l *Lab) virtualController(side string) ([]string, error) {
 	guest := b.Links.Management.Address(side).Addr().String()
 	args := []string{"qemu-system-x86_64",
 		"-name", "ledge-" + side, "-nodefaults", "-display", "none", "-no-user-config",
-		"-M", "q35,nvdimm=on", "-cpu", "max", "-smp", "2",
+		"-M", "q35,nvdimm=on", "-cpu", emulator.CPU, "-smp", "2",
 		"-m", fmt.Sprintf("%dM,slots=2,maxmem=%dM", l.o.MemoryMiB, int64(l.o.MemoryMiB)+l.o.NVRAMBytes>>20+1024),
 		"-object", fmt.Sprintf("memory-backend-file,id=nvram,share=on,mem-path=nvram/%s.img,size=%d,pmem=off", side, l.o.NVRAMBytes),
 		"-device", "nvdimm,id=nvdimm0,memdev=nvram",
