@@ -3,7 +3,6 @@ package nvram
 import (
 	"errors"
 	"fmt"
-	"sync"
 )
 
 // The standby's mirror. Its bytes are the owner's, at the same offsets; only the superblock is its own, and
@@ -21,6 +20,12 @@ import (
 // member's label cannot tell that the standby's NVRAM came back empty.
 //
 // Acked here means "all below was durable in this mirror", so that damage shows as it does in the log.
+
+// ioLock is a mutex that is held across I/O: a channel, because who waits for one lets a simulation's virtual time go on.
+type ioLock chan struct{}
+
+func (l ioLock) Lock()   { l <- struct{}{} }
+func (l ioLock) Unlock() { <-l }
 
 // MirrorState is what a mirror knows of itself.
 type MirrorState struct {
@@ -40,7 +45,7 @@ type Mirror struct {
 	region Region
 	area   Area
 
-	mu     sync.Mutex
+	mu     ioLock
 	sb     super
 	head   [lanes]Position
 	next   uint64
@@ -54,7 +59,7 @@ type Mirror struct {
 // content is damaged (Damage says how); a resync fills both. ErrForeign: the area holds something else, or
 // the own log of a controller; FormatMirror overrides that.
 func OpenMirror(r Region, a Area) (*Mirror, error) {
-	m := &Mirror{region: r, area: a, buf: AlignedBlocks(1)}
+	m := &Mirror{region: r, area: a, mu: make(ioLock, 1), buf: AlignedBlocks(1)}
 	s, err := scan(r, a)
 	switch {
 	case errors.Is(err, ErrEmpty):
