@@ -121,6 +121,9 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	if err := st.sealOpen(ctx); err != nil {
 		return err
 	}
+	if err := st.sealMoved(ctx); err != nil {
+		return err
+	}
 	st.mu.Lock()
 	err := st.wait(ctx, func() bool { return st.sealing == 0 })
 	st.mu.Unlock()
@@ -158,7 +161,7 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	st.counters.checkpoints++
 	st.mu.Unlock()
 	st.dropRecords(tail)
-	st.condemned = nil
+	st.condemned, st.emptied = nil, false
 	if err := st.free(ctx, free); err != nil {
 		return err
 	}

@@ -10,75 +10,146 @@ import (
 )
 
 // Cleaning turns segments of which little is referenced into free ones: what is referenced moves to
-// the open segment, and the next checkpoint finds the old one without references. The maps themselves
+// segments of its own, and the next checkpoint finds the old ones without references. The maps themselves
 // are looked through for references, so that counts alone never decide what is kept.
+//
+// It goes in rounds: victims are chosen, the maps looked through once, and what was found is moved bit by bit between the
+// batches of the packer, more of it the less room is left. What is overwritten meanwhile is not moved; what comes to refer to
+// a block of a victim after the look keeps the victim, and a later round finds it. A write that finds no room
+// waits for the cleaner; it is refused only when a round cannot gain a segment.
+//
+// What is moved is older than what is written, and is overwritten later: mixed with it, both would be moved again and again.
+// So it goes to segments of its own (kindMoved), whose logs have nothing but moves. They have no place in
+// the order of the log, and need none: a move changes no content and is done only where the block still lies at its old place, so
+// that before or after any other entry it leaves what is read the same. At worst a replay leaves a reference to the old
+// place, and that is there: victims are freed by a checkpoint, behind which nothing is replayed.
 
 const (
-	mostMoved      = 1 << 13 // blocks moved by one pass: fewer than the spare segments take, and the packer does nothing else meanwhile
+	leastRound     = 1 << 13 // blocks that a round may move in any case,
+	mostRound      = 1 << 17 // and at most: its lists are in memory
+	mostRoom       = 64      // segments free, below which cleaning is due: what a round may need
+	roundShare     = 128     // or this part of all mapped blocks, because a round looks through all of them
 	deadWorthIt    = 16      // segments without references that are worth a checkpoint
-	victimPercent  = 80      // of a segment in use, above which it is left alone
+	victimPercent  = 80      // of a segment in use, above which it is left alone while there is room
 	garbagePercent = 30      // of all segments' bytes not in use, above which cleaning is due
-	fullPercent    = 80      // of the capacity allocated, above which cleaning is due
+	moveAtOnce     = 64
+	hurryBlocks    = 4096 // moved between two batches when writers wait,
+	idleBlocks     = 512  // when there are none,
+	paceBlocks     = 3    // and for each block that is packed
 )
 
-// maintain is called by the packer after each step.
-func (st *Store) maintain(ctx context.Context) error {
+// round is one round of cleaning.
+type round struct {
+	victims []uint32
+	fps     map[loc]digest
+	refs    []reference // still to be looked at
+	moved   map[loc]loc
+	// segs is how many segments there were before.
+	segs int
+}
+
+// maintain is called by the packer after each step, in which it packed so many blocks; 0: it had nothing else to do.
+func (st *Store) maintain(ctx context.Context, packed int) error {
 	st.mu.Lock()
 	if len(st.dying) > 0 && !st.discardSome() {
 		st.notify()
 	}
-	st.mu.Unlock()
-	st.mu.RLock()
 	due := st.opt.CheckpointSegments
 	if due == 0 {
 		due = max(64, 8*st.ckptSegments)
 	}
 	busy := st.recovering || st.closed // Close gives unused segment numbers back: none may be taken behind it
-	allocated := int64(len(st.segs)+st.ckptSegments+spareSegments) * SegmentBytes
-	tight := allocated*100 > st.opt.CapacityBytes*fullPercent
-	st.mu.RUnlock()
+	starved := st.starved()
+	st.mu.Unlock()
 	if busy {
 		return nil
 	}
-	if st.sinceCkpt >= due {
+	// A checkpoint seals what is open: it comes when that is nearly full, where it can wait.
+	early := st.open != nil && st.open.used() < trailerOffset*7/8
+	if st.sinceCkpt > due || st.sinceCkpt == due && !early {
 		return st.writeCheckpoint(ctx)
 	}
-	if st.sinceLook++; st.sinceLook < 64 && !tight {
+	if c := st.cleaning; c != nil {
+		quota := paceBlocks*packed + moveAtOnce
+		switch {
+		case starved:
+			quota = hurryBlocks
+		case packed == 0:
+			quota = idleBlocks
+		}
+		if err := st.cleanSome(ctx, c, quota); err != nil {
+			return err
+		}
+		if len(c.refs) == 0 {
+			st.endRound(c)
+		}
+	}
+	if st.emptied && (starved || packed == 0 || !early) {
+		if err := st.writeCheckpoint(ctx); err != nil {
+			return err
+		}
+		st.mu.Lock()
+		st.fruitless = len(st.segs)+st.ckptSegments >= st.segsBefore
+		st.gaveUp = st.fruitless && st.starved()
+		st.notify()
+		st.mu.Unlock()
+		return nil
+	}
+	if st.cleaning != nil {
+		return nil
+	}
+	return st.look(ctx, starved)
+}
+
+func (st *Store) allocated() int {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	return len(st.segs) + st.ckptSegments
+}
+
+// look begins a round where one is due.
+func (st *Store) look(ctx context.Context, starved bool) error {
+	st.mu.RLock()
+	total := int(st.opt.CapacityBytes / SegmentBytes)
+	free := total - len(st.segs) - st.ckptSegments - st.spare
+	many := len(st.segs)
+	st.mu.RUnlock()
+	tight := free <= min(max(4, total/24), mostRoom)
+	every := 64
+	if tight {
+		every = 4 + many/4096 // to look at all segments takes a microsecond for 20 of them
+	}
+	if st.sinceLook++; st.sinceLook < every && !starved {
 		return nil
 	}
 	st.sinceLook = 0
-	least := 4
-	if tight {
-		least = 1
-	}
-	victims, dead, garbage := st.survey(least)
+	victims, dead, garbage := st.survey(tight, starved, max(1, free+st.spare-2))
 	if dead >= deadWorthIt || tight && dead > 0 {
-		return st.writeCheckpoint(ctx)
-	}
-	if len(victims) == 0 || !tight && garbage < garbagePercent || st.cleanAfter > st.nextSegment {
+		st.mu.Lock()
+		st.emptied, st.segsBefore = true, len(st.segs)+st.ckptSegments
+		st.mu.Unlock()
 		return nil
 	}
-	if err := st.clean(ctx, victims); err != nil {
-		return err
+	wanted := starved || tight && !st.fruitless || (tight || garbage >= garbagePercent) && st.cleanAfter <= st.nextSegment
+	if !wanted || len(victims) == 0 {
+		st.mu.Lock()
+		if st.gaveUp = starved; starved {
+			st.notify()
+		}
+		st.mu.Unlock()
+		return nil
 	}
-	if err := st.writeCheckpoint(ctx); err != nil {
-		return err
-	}
-	st.cleanAfter = st.nextSegment + 1
-	if !tight {
-		st.cleanAfter += 8 // no hurry: let more be overwritten first
-	}
-	return nil
+	return st.beginRound(ctx, victims)
 }
 
 // survey picks what to clean, emptiest first, and counts what is empty already. It measures in
 // bytes against whole segments, because a segment that was sealed early wastes its rest too.
-// victims is empty when cleaning them would not free least segments.
-func (st *Store) survey(least int) (victims []uint32, dead int, garbagePercent int64) {
+// What is moved takes room segments at most. victims is empty when cleaning them would gain nothing worth it.
+func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead int, garbagePercent int64) {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
 	live := map[uint32]int64{} // bytes; counts may say more where blocks are shared
-	total := int64(0)
+	total, mapped := int64(0), int64(0)
 	for n, s := range st.segs {
 		if st.inMemory[n] != nil {
 			continue
@@ -93,26 +164,44 @@ func (st *Store) survey(least int) (victims []uint32, dead int, garbagePercent i
 		}
 		live[n] = bytes
 		total += bytes
-		if bytes*100 < SegmentBytes*victimPercent && !s.stuck {
+		mapped += s.live
+		if !s.stuck && (tight || bytes*100 < SegmentBytes*victimPercent) {
 			victims = append(victims, n)
 		}
-	}
-	slices.SortFunc(victims, func(a, b uint32) int { return cmp.Compare(live[a], live[b]) })
-	blocks, bytes := int64(0), int64(0)
-	for i, n := range victims {
-		if blocks+st.segs[n].live > mostMoved {
-			victims = victims[:i]
-			break
-		}
-		blocks, bytes = blocks+st.segs[n].live, bytes+live[n]
-	}
-	if len(victims)-int((bytes+SegmentBytes-1)/SegmentBytes) < least {
-		victims = nil
 	}
 	if len(live) > 0 {
 		garbagePercent = 100 - total*100/(int64(len(live))*SegmentBytes)
 	}
-	return victims, dead, garbagePercent
+	slices.SortFunc(victims, func(a, b uint32) int { return cmp.Compare(live[a], live[b]) })
+	most := min(max(leastRound, mapped/roundShare), mostRound)
+	blocks, bytes, good := int64(0), int64(0), 0
+	gain := func(n int) int { return n - int((bytes+SegmentBytes-1)/(SegmentBytes*31/32)) }
+	for i, n := range victims {
+		blocks, bytes = blocks+st.segs[n].live, bytes+live[n]
+		if blocks > most && i > 0 || bytes > int64(room)*SegmentBytes {
+			break
+		}
+		// While there is room only what is emptier than the limit is worth it; when there is none, the first segments gained are.
+		if gain(i+1) >= 4 && live[n]*100 >= SegmentBytes*victimPercent {
+			break
+		}
+		good = i + 1
+	}
+	bytes = 0
+	for _, n := range victims[:good] {
+		bytes += live[n]
+	}
+	least := 4
+	switch {
+	case starved:
+		least = 1
+	case tight:
+		least = 2 // what is open is sealed for the checkpoint: one segment may be lost by that
+	}
+	if gain(good) < least {
+		return nil, dead, garbagePercent
+	}
+	return victims[:good], dead, garbagePercent
 }
 
 // reference is a block of a volume that is stored in a segment to be cleaned.
@@ -122,39 +211,81 @@ type reference struct {
 	at  loc
 }
 
-func (st *Store) clean(ctx context.Context, victims []uint32) error {
-	fps := map[loc]digest{}
+func (st *Store) beginRound(ctx context.Context, victims []uint32) error {
+	c := &round{fps: map[loc]digest{}, moved: map[loc]loc{}, segs: st.allocated()}
 	set := map[uint32]bool{}
 	for _, n := range victims {
 		slots, err := st.table(ctx, n)
+		st.mu.Lock()
+		g := st.segs[n]
 		if errors.Is(err, ErrCorrupt) {
-			st.opt.Logger.Error("segment cannot be cleaned; it is left as it is", "segment", n, "err", err)
-			st.mu.Lock()
-			st.segs[n].stuck = true
+			g.stuck = true
 			st.mu.Unlock()
+			st.opt.Logger.Error("segment cannot be cleaned; it is left as it is", "segment", n, "err", err)
 			continue
 		}
 		if err != nil {
-			return err
+			st.mu.Unlock()
+			return err // the store ends
 		}
+		g.victim = true
+		st.mu.Unlock()
 		set[n] = true
+		c.victims = append(c.victims, n)
 		for i := range slots {
-			fps[makeLoc(n, int(slots[i].off), int(slots[i].len))] = slots[i].fp
+			c.fps[makeLoc(n, int(slots[i].off), int(slots[i].len))] = slots[i].fp
 		}
 	}
-	refs := st.references(set)
-	moved := map[loc]loc{}
-	for len(refs) > 0 {
-		n := min(64, len(refs))
-		if err := st.move(ctx, refs[:n], fps, moved); err != nil {
-			return err
-		}
-		refs = refs[n:]
-	}
+	c.refs = st.references(set)
 	st.mu.Lock()
-	st.counters.blocksMoved += int64(len(moved))
+	st.cleaning, st.gaveUp = c, false
 	st.mu.Unlock()
 	return nil
+}
+
+// cleanSome moves blocks of the round, about so many.
+func (st *Store) cleanSome(ctx context.Context, c *round, quota int) error {
+	for quota > 0 && len(c.refs) > 0 {
+		n := min(moveAtOnce, len(c.refs))
+		if err := st.move(ctx, c, c.refs[:n]); err != nil {
+			return err
+		}
+		c.refs = c.refs[n:]
+		quota -= n
+	}
+	return nil
+}
+
+// endRound leaves it to a checkpoint to free what is empty now.
+func (st *Store) endRound(c *round) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, n := range c.victims {
+		if g := st.segs[n]; g != nil {
+			g.victim = false
+		}
+	}
+	st.counters.blocksMoved += int64(len(c.moved))
+	st.cleaning, st.emptied, st.segsBefore = nil, true, c.segs
+	st.cleanAfter = st.nextSegment + 8 // let more be overwritten first
+}
+
+// whereIs says where new references to the block at l are to go: to where the cleaner has moved it, once that is durable. Those
+// to a victim are moved in the same round (place notes them).
+func (st *Store) whereIs(l loc) loc {
+	if st.cleaning == nil {
+		return l
+	}
+	to := st.cleaning.moved[l]
+	if to == 0 {
+		return l
+	}
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	if st.inMemory[to.segment()] != nil || st.segs[to.segment()] == nil {
+		return l
+	}
+	return to
 }
 
 // references looks through all maps for blocks in the segments of set, and returns them as they
@@ -201,10 +332,19 @@ func (st *Store) references(set map[uint32]bool) []reference {
 }
 
 // move stores the blocks of refs again, each once, and points their maps there.
-func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]digest, moved map[loc]loc) error {
+func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
+	// What was overwritten since the maps were looked through is left alone.
+	st.mu.RLock()
+	refs = slices.DeleteFunc(slices.Clone(refs), func(r reference) bool { return r.v.m.get(r.lba) != r.at })
+	for _, r := range refs {
+		if to := c.moved[r.at]; to != 0 && st.segs[to.segment()] == nil {
+			delete(c.moved, r.at) // nobody used it, and a checkpoint freed it
+		}
+	}
+	st.mu.RUnlock()
 	var far []where
 	for _, r := range refs {
-		if moved[r.at] == 0 {
+		if c.moved[r.at] == 0 {
 			far = append(far, where{place: r.at})
 		}
 	}
@@ -214,10 +354,10 @@ func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]digest,
 	}
 	defer st.lines.done(lines)
 	for _, r := range refs {
-		to := moved[r.at]
+		to := c.moved[r.at]
 		var stored []byte
 		if to == 0 {
-			fp, known := fps[r.at]
+			fp, known := c.fps[r.at]
 			if stored = lines.block(r.at); checkBlock(r.at, stored) != nil {
 				if stored, err = st.readStored(ctx, r.at); err != nil {
 					return err
@@ -230,22 +370,20 @@ func (st *Store) move(ctx context.Context, refs []reference, fps map[loc]digest,
 				st.mu.Unlock()
 				continue // it stays, and so does its segment: a reader will be told
 			}
-			if err := st.roomFor(ctx, len(stored), 64, st.packed); err != nil {
+			if err := st.roomForMoved(ctx, len(stored), 64); err != nil {
 				return err
 			}
 			st.mu.Lock()
-			to = st.open.append(stored, fp)
-			hint := fp.fingerprint()
-			st.index.Insert(&hint, dedup.Ref{Segment: st.open.number, Slot: uint16(len(st.open.slots) - 1)})
-			st.charge(st.open.info, r.v, len(stored)+slotBytes, 1)
+			to = st.relocating.append(stored, fp)
+			st.charge(st.relocating.info, r.v, len(stored)+slotBytes, 1)
 			st.mu.Unlock()
-			moved[r.at] = to
-		} else if err := st.roomFor(ctx, 0, 64, st.packed); err != nil {
+			c.moved[r.at] = to
+		} else if err := st.roomForMoved(ctx, 0, 64); err != nil {
 			return err
 		}
 		st.mu.Lock()
-		st.open.log.move(r.v.id, r.lba, r.at, to)
-		st.charge(st.open.info, r.v, costMove, 0)
+		st.relocating.log.move(r.v.id, r.lba, r.at, to)
+		st.charge(st.relocating.info, r.v, costMove, 0)
 		r.v.m.move(&st.maps, r.lba, r.at, to)
 		st.mu.Unlock()
 	}

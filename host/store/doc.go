@@ -28,7 +28,8 @@
 // # Formats
 //
 // Little endian; crc is CRC-32C (Castagnoli); LUN blocks are 4 KiB. Version 2, which added snapshots and clones: kinds 6 to
-// 8 of a record, 8 to 10 of a segment's log, 7 of a checkpoint, the end of a description, and narrow slots. Stores of version 1 are read,
+// 8 of a record, 8 to 10 of a segment's log, 7 of a checkpoint, the end of a description, narrow slots,
+// and segments of what the cleaner moved. Stores of version 1 are read,
 // and are of version 2 from then on.
 //
 //	superblock, 4 KiB, at 0 and at 4096 of the journal LUN
@@ -61,12 +62,13 @@
 //	stored block: crc (4) of segment number (4), offset (4), codec and content; codec (1): 0 raw, 1 S2; content
 //	slot, 22 bytes: the first 20 of the fingerprint, stored length (2); the blocks lie one behind the other
 //	wide slot, of version 1, 40 bytes: fingerprint (32), offset (4), stored length (2), zero (2)
-//	log: entries of a kind (1 byte) and varints; see footer.go
+//	log: entries of a kind (1 byte) and varints; see footer.go. That of a moved segment has moves only; its predecessor and
+//	its cover are zero: it is not of the log's order, see clean.go
 //	trailer, 4 KiB
 //	  0  8 "LEDGESG1"                         64  4 bytes of blocks (checkpoint: of items)
 //	  8  4 crc of 12…4096                     68  4 slots
 //	 12  1 kind: 1 data with wide slots,      72  4 bytes of the log
-//	     2 checkpoint, 3 data
+//	     2 checkpoint, 3 data, 4 moved
 //	 13  3 zeros                              76  4 crc of slots and log
 //	 16 16 UUID of the store                  80  4 crc of the last stripe up to the trailer
 //	 32  8 epoch                              84  4 zero
@@ -93,6 +95,10 @@
 // other way, to pack everything first and then copy the map, makes taking one as slow as the backlog, and a group of
 // volumes needs all of them stopped. Moving a block changes the shared page in place, for all who have it, so cleaning
 // costs the same with a thousand snapshots.
+//
+// 2026-11-26. The cleaner works in rounds between the packer's batches, moves into segments of its own, and who writes waits
+// for it instead of being refused: at 80 % in use a store that cleaned in one go refused overwrites for good. Segments kept back: a
+// sixteenth, 8 to 24.
 //
 // 2026-11-26. A slot keeps 160 bits of the fingerprint, and a hit of them is believed: the whole of it and the offset made a
 // slot a hundredth of an incompressible block, and the table cache twice as large.

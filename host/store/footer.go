@@ -11,6 +11,7 @@ const (
 	kindWide       = 1 // data, of version 1: its slots are wide
 	kindCheckpoint = 2
 	kindData       = 3
+	kindMoved      = 4 // what the cleaner moved
 	slotBytes      = 22
 	wideBytes      = 40
 )
@@ -34,7 +35,9 @@ type trailer struct {
 	content uint32 // and crc32c of its payload
 }
 
-func (t *trailer) isData() bool { return t.kind == kindData || t.kind == kindWide }
+func (t *trailer) isData() bool {
+	return t.kind == kindData || t.kind == kindWide || t.kind == kindMoved
+}
 
 // slotBytes is the size of each slot.
 func (t *trailer) slotBytes() int {

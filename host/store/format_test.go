@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
-
 )
 
 var update = flag.Bool("update", false, "write the golden files")

@@ -21,6 +21,7 @@ import (
 // builder is a segment being filled, sealed and waiting, or being written.
 type builder struct {
 	number, prev uint32
+	moved        bool   // the cleaner's: not of the log, and covers nothing of the journal
 	buf          []byte // SegmentBytes
 	fill         int    // bytes of blocks
 	slots        []slot
@@ -49,11 +50,13 @@ func (st *Store) packLoop() {
 		}
 		call := st.needed
 		pressed := st.head-st.handed > st.ringSize/2
-		dying := len(st.dying) > 0
+		more := !st.recovering && !st.closed && (st.cleaning != nil || st.emptied || st.starved() && !st.gaveUp) || len(st.dying) > 0
 		st.mu.Unlock()
 		var err error
+		packed := 0
 		switch {
 		case b != nil:
+			packed = max(1, b.payload/BlockBytes)
 			err = st.packBatch(st.ctx, b)
 			if err == nil && pressed {
 				err = st.sealOpen(st.ctx)
@@ -67,7 +70,7 @@ func (st *Store) packLoop() {
 			st.mu.Unlock()
 		case pressed && st.open != nil:
 			err = st.sealOpen(st.ctx)
-		case dying: // maintain goes on with it
+		case more: // maintain goes on with it
 		default:
 			select {
 			case <-st.wake:
@@ -76,7 +79,7 @@ func (st *Store) packLoop() {
 			continue
 		}
 		if err == nil {
-			err = st.maintain(st.ctx)
+			err = st.maintain(st.ctx, packed)
 		}
 		if err != nil {
 			st.fail(fmt.Errorf("store: pack: %w", err))
@@ -134,7 +137,7 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 	st.packed = position{b.seq + 1, 0}
 	st.buffered -= b.memory
 	st.kept(b)
-	if st.open == nil && len(st.inMemory) == 0 {
+	if st.open == nil && !st.logInMemory() {
 		st.sealedTo = st.packed // nothing of it was worth a segment
 	}
 	st.notify()
@@ -221,7 +224,7 @@ func (st *Store) findDuplicates(ctx context.Context, items []packItem, fps []ded
 		}
 		if int(ref.Slot) < len(slots) && slots[ref.Slot].fp == shorten(&fps[i]) {
 			s := &slots[ref.Slot]
-			items[i].place = makeLoc(ref.Segment, int(s.off), int(s.len))
+			items[i].place = st.whereIs(makeLoc(ref.Segment, int(s.off), int(s.len)))
 		}
 	}
 	return nil
@@ -262,6 +265,9 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 		b.log.ref(it.v.id, it.lba, it.place)
 		st.charge(b.info, it.v, costRef, 0)
 		st.counters.duplicates++
+		if c := st.cleaning; c != nil && st.segs[it.place.segment()].victim {
+			c.refs = append(c.refs, reference{it.v, it.lba, it.place})
+		}
 	} else {
 		it.place = b.append(it.stored, shorten(&fps[i]))
 		b.log.store(it.v.id, it.lba, it.place)
@@ -425,18 +431,52 @@ func (st *Store) roomFor(ctx context.Context, n, entry int, before position) err
 			return err
 		}
 	}
-	number, err := st.allocate(ctx)
+	b, err := st.begin(ctx)
 	if err != nil {
 		return err
 	}
-	b := &builder{number: number, prev: st.lastSegment, buf: segmentBuffers.Get().([]byte), info: &segment{bytes: BlockBytes}}
+	b.prev, st.lastSegment, st.open = st.lastSegment, b.number, b
+	return nil
+}
+
+// roomForMoved does the same for the cleaner's segment.
+func (st *Store) roomForMoved(ctx context.Context, n, entry int) error {
+	if st.relocating != nil && st.relocating.fits(n, entry) {
+		return nil
+	}
+	if err := st.sealMoved(ctx); err != nil {
+		return err
+	}
+	b, err := st.begin(ctx)
+	if err != nil {
+		return err
+	}
+	b.moved, st.relocating = true, b
+	return nil
+}
+
+// begin opens a segment.
+func (st *Store) begin(ctx context.Context) (*builder, error) {
+	number, err := st.allocate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{number: number, buf: segmentBuffers.Get().([]byte), info: &segment{bytes: BlockBytes}}
 	clear(b.buf)
-	st.lastSegment = number
 	st.mu.Lock()
 	st.segs[number], st.inMemory[number] = b.info, b
 	st.mu.Unlock()
-	st.open = b
-	return nil
+	return b, nil
+}
+
+// logInMemory: a segment of the log is open or on its way. mu is held.
+func (st *Store) logInMemory() bool {
+	for _, b := range st.inMemory {
+		if !b.moved {
+			return true
+		}
+	}
+	return false
 }
 
 // allocate takes the next segment number, reserving more of them on the journal LUN as needed.

@@ -150,15 +150,17 @@ func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied
 		}
 		for i, f := range found {
 			n := first + uint32(i)
-			if f == nil || f.t.prev != st.lastSegment {
+			if f == nil || f.t.kind != kindMoved && f.t.prev != st.lastSegment {
 				st.condemned = append(st.condemned, n)
 				continue
 			}
 			if err := st.applySegment(n, f); err != nil {
 				return applied, err
 			}
-			st.lastSegment, st.packed, st.sealedTo = n, f.t.cover, f.t.cover
 			applied++
+			if f.t.kind != kindMoved {
+				st.lastSegment, st.packed, st.sealedTo = n, f.t.cover, f.t.cover
+			}
 		}
 	}
 	return applied, nil
@@ -202,6 +204,14 @@ func (st *Store) applySegment(n uint32, f *found) error {
 	taken := map[loc]bool{}
 	err := decodeLog(n, f.slots, f.log, func(c *change) error {
 		v := st.volumes[c.vol]
+		if f.t.kind == kindMoved {
+			if c.kind != logMove {
+				return fmt.Errorf("store: segment %d: entry of kind %d between moves: %w", n, c.kind, ErrCorrupt)
+			}
+			if v == nil { // it is deleted already, or not made yet: the block stays where it is
+				return nil
+			}
+		}
 		if (v == nil) != (c.kind == logCreate || c.kind == logCopy) {
 			return fmt.Errorf("store: segment %d: entry of kind %d for volume %d: %w", n, c.kind, c.vol, ErrCorrupt)
 		}

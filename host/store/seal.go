@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ledge-storage/ledge/host/dedup"
 	"github.com/ledge-storage/ledge/target"
 	"golang.org/x/sync/errgroup"
 )
@@ -20,13 +21,29 @@ import (
 // seal gives the open segment, whose cover is set, to the sealer. It waits while another is queued.
 func (st *Store) seal(ctx context.Context) error {
 	b := st.open
-	b.log.flush()
 	st.open = nil
+	st.mu.Lock()
+	st.handed = st.startOf(b.cover.seq)
+	st.mu.Unlock()
+	return st.hand(ctx, b)
+}
+
+// sealMoved gives the cleaner's segment to the sealer, if there is one.
+func (st *Store) sealMoved(ctx context.Context) error {
+	b := st.relocating
+	if b == nil {
+		return nil
+	}
+	st.relocating = nil
+	return st.hand(ctx, b)
+}
+
+func (st *Store) hand(ctx context.Context, b *builder) error {
+	b.log.flush()
 	st.sinceCkpt++
 	st.mu.Lock()
 	st.sealing++
 	b.info.bytes = uint32(b.used()) + BlockBytes
-	st.handed = st.startOf(b.cover.seq)
 	st.mu.Unlock()
 	select {
 	case st.toSeal <- b:
@@ -62,7 +79,11 @@ func (st *Store) sealLoop() {
 }
 
 func (st *Store) sealOne(b *builder) error {
-	t := trailer{kind: kindData, uuid: st.uuid, epoch: st.epoch, segment: b.number, prev: b.prev, cover: b.cover,
+	kind := uint8(kindData)
+	if b.moved {
+		kind = kindMoved
+	}
+	t := trailer{kind: kind, uuid: st.uuid, epoch: st.epoch, segment: b.number, prev: b.prev, cover: b.cover,
 		payload: uint32(b.fill), slots: uint32(len(b.slots)), log: uint32(len(b.log.p))}
 	at := t.tableOffset()
 	encodeSlots(b.buf[at:], b.slots)
@@ -72,10 +93,18 @@ func (st *Store) sealOne(b *builder) error {
 		return err
 	}
 	st.keepLines(b)
+	if b.moved { // what others refer to from now on is durable: the two logs have no order between them
+		for i := range b.slots {
+			hint := b.slots[i].fp.fingerprint()
+			st.index.Insert(&hint, dedup.Ref{Segment: b.number, Slot: uint16(i)})
+		}
+	}
 	st.mu.Lock()
 	delete(st.inMemory, b.number)
 	st.sealing--
-	st.sealedTo = b.cover
+	if !b.moved {
+		st.sealedTo = b.cover
+	}
 	st.counters.segmentsWritten++
 	release := st.releasable()
 	st.notify()

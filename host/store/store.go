@@ -76,7 +76,8 @@ const (
 	mostZeroRanges   = 1024
 	smallZero        = 64 // blocks: shorter zeroed ranges are kept block by block
 	stripesAtOnce    = 4
-	spareSegments    = 8 // kept back for checkpoint and cleaner when capacity runs out
+	leastSpare       = 8  // segments kept back for checkpoint and cleaner when capacity runs out: a sixteenth, at least
+	mostSpare        = 24 // and at most. What is 95 % in use is cleaned with so many.
 	linesAtOnce      = 8
 	defaultKeepBytes = 64 << 20
 )
@@ -135,6 +136,7 @@ type Store struct {
 	uuid      [16]byte
 	epoch     uint64
 	ringSize  uint64
+	spare     int           // segments kept back
 	numbers   uint32        // segment numbers that the LUN has, 0 included
 	step      uint32        // how many of them are reserved at once
 	super     superblock    // read and changed by writeSuper only
@@ -174,6 +176,9 @@ type Store struct {
 	inMemory     map[uint32]*builder // open, and on their way to the LUN
 	sealing      int
 	full         bool // the last segment write found no space
+	cleaning     *round
+	emptied      bool // there are segments without references: a checkpoint frees them
+	gaveUp       bool // cleaning frees nothing any more: what is short of space is refused instead of waiting
 	maps         mapUse
 	promised     int64       // pages that what is staged may need
 	dying        []*blockMap // of deleted volumes, taken apart little by little
@@ -196,8 +201,11 @@ type Store struct {
 	ckptFirst   uint32
 	condemned   []uint32 // to free once the next superblock is durable
 	pass        uint64   // over all maps
+	relocating  *builder // what the cleaner moves
 	sinceLook   int      // steps since the cleaner looked around
-	cleanAfter  uint32   // no cleaning before this segment number
+	cleanAfter  uint32   // no cleaning for tidiness, or after a round that gained nothing, before this segment number
+	segsBefore  int      // segments before what emptied stands for
+	fruitless   bool     // the last round gained nothing
 }
 
 // segment is what is known of an allocated data segment.
@@ -206,6 +214,7 @@ type segment struct {
 	bytes     uint32 // in use: blocks, table, log, trailer
 	live      int64  // references from maps
 	condemned bool
+	victim    bool // being cleaned
 	stuck     bool // something in it cannot be read: the cleaner leaves it alone from now on
 	shares    []share
 }
@@ -239,6 +248,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 		segs: map[uint32]*segment{}, inMemory: map[uint32]*builder{}, toSeal: make(chan *builder, 1),
 		index: dedup.NewIndex(opt.IndexBytes), lines: newLineCache(int(opt.LineBytes / LineBytes)),
 	}
+	st.spare = int(min(max(opt.CapacityBytes/SegmentBytes/16, leastSpare), mostSpare))
 	st.tables.limit = opt.TableBytes
 	st.maps.hold, st.maps.release = st.hold, st.release
 	found, blank, err := readSuper(ctx, opt.Journal)

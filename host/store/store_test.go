@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/ledge-storage/ledge/target"
@@ -190,6 +191,7 @@ func TestVolumes(t *testing.T) {
 func TestDedupAndCompression(t *testing.T) {
 	sh := newShelf(t, 1)
 	ctx := t.Context()
+	sh.journal.size = 64 << 20 // else segments are sealed early, and cleaned meanwhile
 	st := open(t, sh.options())
 	defer func() { must(t, st.Close(ctx)) }()
 	_, err := st.CreateVolume(ctx, "demo", 1<<30)
@@ -300,6 +302,61 @@ func TestNoSpace(t *testing.T) {
 	sh.p.mu.Unlock()
 	must(t, st.Checkpoint(ctx))
 	must(t, v.Write(ctx, 0, noise(9, 256)))
+	must(t, st.Close(ctx))
+}
+
+// A store that is full of garbage is not full: who overwrites waits for the cleaner and is never refused, from many writers at once, and
+// reads are right meanwhile.
+func TestOverwritesAreNotRefused(t *testing.T) {
+	sh := newShelf(t, 1)
+	o := sh.options()
+	o.CapacityBytes, o.BufferBytes = 40*SegmentBytes, 16<<20
+	sh.journal.size = 64 << 20
+	ctx := t.Context()
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	v := volume(t, st, "a")
+	const n = 20 * SegmentBytes / BlockBytes // two thirds of what is not kept back
+	fill := noise(1, 256)
+	for lba := uint64(0); lba < n; lba += 256 {
+		le.PutUint64(fill, lba)
+		for i := range 256 {
+			le.PutUint64(fill[i*BlockBytes:], lba+uint64(i)<<32)
+		}
+		must(t, v.Write(ctx, lba, fill))
+	}
+	const writers = 4
+	last := make([]uint64, n) // what a block holds; each belongs to one writer
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(w), 3))
+			p := noise(uint64(100+w), 1)
+			for k := range uint64(2 * n / writers) {
+				lba := rng.Uint64N(n/writers)*writers + uint64(w)
+				last[lba] = 1<<40 | uint64(w)<<32 | k
+				le.PutUint64(p, last[lba])
+				if err := v.Write(ctx, lba, p); err != nil {
+					t.Errorf("after %d: %v; %+v", k, err, st.Stats())
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	s := st.Stats()
+	if moved := float64(s.BlocksMoved) / (2 * n); moved == 0 || moved > 10 {
+		t.Errorf("%.2f blocks moved for each that was overwritten, %d checkpoints", moved, s.Checkpoints)
+	}
+	t.Logf("%.2f blocks moved for each that was overwritten, %d checkpoints", float64(s.BlocksMoved)/(2*n), s.Checkpoints)
+	p := make([]byte, BlockBytes)
+	for lba, want := range last {
+		must(t, v.Read(ctx, uint64(lba), p))
+		if got := le.Uint64(p); want != 0 && got != want {
+			t.Fatalf("block %d: %x, not %x", lba, got, want)
+		}
+	}
 	must(t, st.Close(ctx))
 }
 

@@ -226,7 +226,7 @@ func (v *Volume) Space() (used, available, capacity int64) {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
 	if !st.full {
-		available = max(0, st.opt.CapacityBytes-int64(len(st.segs)+st.ckptSegments+spareSegments)*SegmentBytes-st.buffered) // as admit counts
+		available = max(0, st.opt.CapacityBytes-int64(len(st.segs)+st.ckptSegments+st.spare)*SegmentBytes-st.buffered) // as admit counts
 	}
 	return v.m.mapped * BlockBytes, available, st.opt.CapacityBytes
 }

@@ -159,7 +159,23 @@ func (st *Store) enqueue(ctx context.Context, v *Volume, lba, n uint64, ops []op
 	if v.snapshot {
 		return fmt.Errorf("store: %s is a snapshot: %w", v.name, target.ErrReadOnly)
 	}
-	if err := st.wait(ctx, func() bool { return st.closed || v.deleted || payload > 0 && st.full || st.room(entries, payload) }); err != nil {
+	ready := func() bool {
+		switch {
+		case st.closed || v.deleted || payload > 0 && st.full:
+			return true
+		case payload > 0 && st.short() && !st.recovering: // until what is buffered is packed, and the cleaner has made room, or cannot
+			if st.starved() && st.gaveUp {
+				return true
+			}
+			select {
+			case st.wake <- struct{}{}:
+			default:
+			}
+			return false
+		}
+		return st.room(entries, payload)
+	}
+	if err := st.wait(ctx, ready); err != nil {
 		return err
 	}
 	if st.closed {
@@ -191,9 +207,19 @@ func (st *Store) room(entries, payload int) bool {
 		st.buffered+int64(payload) <= max(st.opt.BufferBytes, int64(payload)) && st.zeroRanges < mostZeroRanges
 }
 
+// short: there is no room for more, but for what is kept back. mu is held.
+func (st *Store) short() bool {
+	return int64(len(st.segs)+st.ckptSegments+st.spare)*SegmentBytes+st.buffered >= st.opt.CapacityBytes
+}
+
+// starved: it is so with all that is buffered packed. mu is held.
+func (st *Store) starved() bool {
+	return int64(len(st.segs)+st.ckptSegments+st.spare)*SegmentBytes >= st.opt.CapacityBytes
+}
+
 // admit checks the space that ops need, in segments and in the map, and promises the map's pages.
 func (st *Store) admit(v *Volume, ops []op) error {
-	if st.full || int64(len(st.segs)+st.ckptSegments+spareSegments)*SegmentBytes+st.buffered >= st.opt.CapacityBytes {
+	if st.full || st.short() {
 		return fmt.Errorf("store: %d segments: %w", len(st.segs), target.ErrNoSpace)
 	}
 	if st.nextSegment+numbersKept*st.step >= st.numbers {

@@ -1,0 +1,107 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ledge-storage/ledge/target"
+)
+
+// counted counts what is written to a LUN, and keeps no more of it than it must.
+type counted struct {
+	*memory
+	bytes int64
+}
+
+func (c *counted) WriteAt(ctx context.Context, p []byte, off int64) error {
+	err := c.memory.WriteAt(ctx, p, off)
+	if err == nil {
+		c.p.mu.Lock()
+		c.bytes += int64(len(p))
+		c.p.mu.Unlock()
+	}
+	return err
+}
+
+// BenchmarkCleaning is the write amplification in a store that is 80 % full of incompressible blocks: bytes written to the store LUN, of
+// maps and all, for each byte that a user overwrites, after as much as three times the store was overwritten before.
+func BenchmarkCleaning(b *testing.B) {
+	for _, bed := range []struct {
+		name string
+		pick func(rng *rand.Rand, n uint64) uint64
+	}{
+		{"uniform", func(rng *rand.Rand, n uint64) uint64 { return rng.Uint64N(n) }},
+		{"skew90-10", func(rng *rand.Rand, n uint64) uint64 {
+			if rng.IntN(10) < 9 {
+				return rng.Uint64N(n / 10)
+			}
+			return n/10 + rng.Uint64N(n-n/10)
+		}},
+	} {
+		b.Run(bed.name, func(b *testing.B) {
+			for b.Loop() {
+				cleaning(b, bed.pick)
+			}
+		})
+	}
+}
+
+func cleaning(b *testing.B, pick func(rng *rand.Rand, n uint64) uint64) {
+	const segments = 192
+	sh := newShelf(b, 1)
+	sh.journal.size = 256 << 20
+	lun := &counted{memory: sh.segments}
+	o := sh.options()
+	o.Segments, o.CapacityBytes, o.CheckpointSegments, o.BufferBytes, o.TableBytes, o.RecordBytes = lun, segments*SegmentBytes, 0, 16<<20, 64<<20, 1<<20
+	ctx := b.Context()
+	st := open(b, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<40)
+	must(b, err)
+	v, err := st.Volume("a")
+	must(b, err)
+	const n = (segments - segments/16) * SegmentBytes * 8 / 10 / BlockBytes
+	// overwrite has several writers write count blocks in all.
+	phase := uint64(0)
+	overwrite := func(count int, next func(rng *rand.Rand, i int) uint64) {
+		const writers = 16
+		phase++
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(phase, uint64(w)))
+				block := noise(uint64(w), 1)
+				for i := w; i < count; i += writers {
+					le.PutUint64(block[rng.IntN(500)*8:], rng.Uint64())
+					lba := next(rng, i)
+					for {
+						err := v.Write(ctx, lba, block)
+						if err == nil {
+							break
+						}
+						if !errors.Is(err, target.ErrNoSpace) {
+							b.Error(err)
+							return
+						}
+						time.Sleep(time.Millisecond)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+	overwrite(n, func(_ *rand.Rand, i int) uint64 { return uint64(i) })
+	overwrite(3*n/2, func(rng *rand.Rand, _ int) uint64 { return pick(rng, n) })
+	must(b, st.Sync(ctx))
+	before, s := lun.bytes, st.Stats()
+	overwrite(n/2, func(rng *rand.Rand, _ int) uint64 { return pick(rng, n) })
+	must(b, st.Sync(ctx))
+	t := st.Stats()
+	b.ReportMetric(float64(lun.bytes-before)/float64(n/2*BlockBytes), "written/user")
+	b.ReportMetric(float64(t.BlocksMoved-s.BlocksMoved)/float64(n/2), "moved/user")
+	b.ReportMetric(float64(t.Checkpoints-s.Checkpoints), "checkpoints")
+	must(b, st.Close(ctx))
+}
