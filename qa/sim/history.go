@@ -121,10 +121,16 @@ func (h *history) saw(c *command, got []byte) error {
 		}
 		// What was answered and is not seen now never will be.
 		x := h.at(b)
+		same := func(m doubt) bool { return bytes.Equal(m.data, g) }
 		if !bytes.Equal(x.bytes(), g) {
+			// A command with these data has taken effect; where several have them, any of those under way may be still to come. (Where the
+			// content was the same already, one may have taken effect or not.)
 			x.content, x.set = slices.Clone(g), h.now
+			if i := slices.IndexFunc(x.maybe, same); i >= 0 && !slices.ContainsFunc(x.maybe[i+1:], same) {
+				x.maybe = slices.Delete(x.maybe, i, i+1)
+			}
 		}
-		x.maybe = slices.DeleteFunc(x.maybe, func(m doubt) bool { return m.by.done || bytes.Equal(m.data, g) })
+		x.maybe = slices.DeleteFunc(x.maybe, func(m doubt) bool { return m.by.done })
 	}
 	return nil
 }
