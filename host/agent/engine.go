@@ -13,6 +13,8 @@ type VolumeInfo struct {
 	Name      string
 	UUID      [16]byte
 	SizeBytes int64
+	Origin    string // VOLUME@SNAPSHOT of a clone
+	Snapshots int
 	Figures   api.Figures
 	Cache     api.Cache
 }

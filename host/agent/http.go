@@ -3,10 +3,16 @@ package agent
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"strconv"
 
 	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/host/store"
 )
+
+// wantName says what a name may be.
+const wantName = "1 to 63 of a-z, 0-9 and -, beginning with a letter or digit"
 
 // maxRequests bounds the requests that are served at once.
 const maxRequests = 32
@@ -36,7 +42,7 @@ func (a *Agent) handler() http.Handler {
 		var name string
 		var size int64
 		if err := body(r, func(o *object) {
-			o.text("name", &name, "1 to 63 of a-z, 0-9 and -, beginning with a letter or digit", volumeName.MatchString)
+			o.text("name", &name, wantName, volumeName.MatchString)
 			requiredSize(o, &size)
 		}); err != nil {
 			return 0, nil, err
@@ -62,6 +68,57 @@ func (a *Agent) handler() http.Handler {
 			return 0, nil, err
 		}
 		v, err := a.resizeVolume(r.Context(), r.PathValue("name"), size, shrink)
+		return http.StatusOK, v, err
+	})
+	handle("POST /v1/volumes/{name}/promote", func(r *http.Request) (int, any, error) {
+		v, err := a.promote(r.Context(), r.PathValue("name"))
+		return http.StatusOK, v, err
+	})
+	handle("GET /v1/volumes/{name}/diff", func(r *http.Request) (int, any, error) {
+		q, offset := r.URL.Query(), int64(0)
+		if s := q.Get("offset"); s != "" {
+			var err error
+			if offset, err = strconv.ParseInt(s, 10, 64); err != nil || offset < 0 {
+				return 0, nil, refuse(http.StatusBadRequest, "", "offset %q: want a whole number of bytes", clip(s))
+			}
+		}
+		d, err := a.diff(r.Context(), r.PathValue("name"), q.Get("from"), q.Get("to"), offset)
+		return http.StatusOK, d, err
+	})
+	handle("GET /v1/snapshots", func(r *http.Request) (int, any, error) {
+		s, err := a.snapshots(r.URL.Query().Get("volume"))
+		return http.StatusOK, map[string]any{"snapshots": s}, err
+	})
+	handle("POST /v1/snapshots", func(r *http.Request) (int, any, error) {
+		var name string
+		var volumes []string
+		if err := body(r, func(o *object) {
+			o.text("name", &name, wantName, volumeName.MatchString)
+			o.list("volumes", &volumes, fmt.Sprintf("a list of 1 to %d names of volumes", store.MaxGroup), volumeName.MatchString, store.MaxGroup)
+		}); err != nil {
+			return 0, nil, err
+		}
+		s, err := a.createSnapshots(r.Context(), name, volumes)
+		return http.StatusCreated, map[string]any{"snapshots": s}, err
+	})
+	const one = "/v1/volumes/{name}/snapshots/{snapshot}"
+	handle("DELETE "+one, func(r *http.Request) (int, any, error) {
+		return http.StatusNoContent, nil, a.deleteSnapshot(r.Context(), r.PathValue("name"), r.PathValue("snapshot"))
+	})
+	handle("POST "+one+"/clone", func(r *http.Request) (int, any, error) {
+		var name string
+		if err := body(r, func(o *object) { o.text("name", &name, wantName, volumeName.MatchString) }); err != nil {
+			return 0, nil, err
+		}
+		v, err := a.cloneSnapshot(r.Context(), r.PathValue("name"), r.PathValue("snapshot"), name)
+		return http.StatusCreated, v, err
+	})
+	handle("POST "+one+"/rollback", func(r *http.Request) (int, any, error) {
+		var force bool
+		if err := body(r, func(o *object) { o.flag("force", &force) }); err != nil {
+			return 0, nil, err
+		}
+		v, err := a.rollback(r.Context(), r.PathValue("name"), r.PathValue("snapshot"), force)
 		return http.StatusOK, v, err
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -105,6 +105,35 @@ func (e *storeEngine) DeleteVolume(ctx context.Context, name string) error {
 	return e.reservations.Forget(ctx, v.UUID())
 }
 
+func (e *storeEngine) Snapshot(ctx context.Context, name string, volumes ...string) ([]store.SnapshotInfo, error) {
+	return e.st.Snapshot(ctx, name, volumes...)
+}
+
+func (e *storeEngine) Snapshots(volume string) ([]store.SnapshotInfo, error) {
+	return e.st.Snapshots(volume)
+}
+
+func (e *storeEngine) DeleteSnapshot(ctx context.Context, volume, name string) error {
+	return e.st.DeleteSnapshot(ctx, volume, name)
+}
+
+func (e *storeEngine) Clone(ctx context.Context, volume, snapshot, name string) error {
+	_, err := e.st.Clone(ctx, volume, snapshot, name)
+	return err
+}
+
+func (e *storeEngine) Rollback(ctx context.Context, volume, snapshot string) error {
+	return e.st.Rollback(ctx, volume, snapshot)
+}
+
+func (e *storeEngine) Promote(ctx context.Context, clone string) error {
+	return e.st.Promote(ctx, clone)
+}
+
+func (e *storeEngine) Diff(ctx context.Context, volume, from, to string, f func(lba, blocks uint64) error) error {
+	return e.st.Diff(ctx, volume, from, to, f)
+}
+
 func (e *storeEngine) Reservations(name string) (scsi.ReservationStore, error) {
 	v, err := e.st.Volume(name)
 	if err != nil {
@@ -123,7 +152,7 @@ func (e *storeEngine) Volumes() (out []VolumeInfo) {
 		if v.Name == volume.SystemVolume {
 			continue
 		}
-		out = append(out, VolumeInfo{Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Cache: c, Figures: api.Figures{
+		out = append(out, VolumeInfo{Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Origin: v.Origin, Snapshots: v.Snapshots, Cache: c, Figures: api.Figures{
 			LogicalBytes: v.LogicalBytes, UniqueBytes: v.UniqueBytes, StoredBytes: v.StoredBytes, PendingBytes: v.PendingBytes,
 			DedupRatio: ratio(v.LogicalBytes, v.UniqueBytes), CompressionRatio: ratio(v.UniqueBytes, v.StoredBytes),
 		}})

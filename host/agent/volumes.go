@@ -70,11 +70,15 @@ func answer(op, name string, err error) error {
 	case errors.Is(err, store.ErrExists):
 		status, hint = http.StatusConflict, "'ledge volume list' shows what exists"
 	case errors.Is(err, store.ErrNotFound):
-		status, hint = http.StatusNotFound, "'ledge volume list' shows what exists"
+		status, hint = http.StatusNotFound, "'ledge volume list' and 'ledge snapshot list' show what exists"
+	case errors.Is(err, store.ErrHasSnapshots):
+		status, hint = http.StatusConflict, "'ledge snapshot list' shows them; delete them first, or promote a clone, which takes them over"
+	case errors.Is(err, store.ErrNoClone):
+		status, hint = http.StatusConflict, "only a clone whose snapshot still exists can be promoted; 'ledge volume show' tells the origin"
 	case errors.Is(err, store.ErrName), errors.Is(err, store.ErrSize):
 		status, hint = http.StatusBadRequest, ""
 	case errors.Is(err, store.ErrLimit):
-		status, hint = http.StatusConflict, "delete a volume"
+		status, hint = http.StatusConflict, "delete volumes or snapshots"
 	case errors.Is(err, target.ErrNoSpace):
 		status, hint = http.StatusInsufficientStorage, "delete volumes, or add members to the pool"
 	case errors.Is(err, store.ErrFenced):
@@ -145,13 +149,9 @@ func (a *Agent) createVolume(ctx context.Context, name string, bytes int64) (v a
 		if err := e.CreateVolume(ctx, name, bytes); err != nil {
 			return answer("create", name, err)
 		}
-		t, err := a.export(e, name)
-		if err != nil {
-			return answer("export", name, err)
+		if err := a.begin(e, name); err != nil {
+			return err
 		}
-		a.mu.Lock()
-		a.targets[name] = t
-		a.mu.Unlock()
 		a.log.Info("volume created", "volume", name, "bytes", bytes)
 		return nil
 	})
@@ -198,6 +198,9 @@ func (a *Agent) deleteVolume(ctx context.Context, name string, force bool) error
 		if err != nil {
 			return err
 		}
+		if v.Snapshots > 0 { // before anybody is thrown out for nothing
+			return refuse(http.StatusConflict, "'ledge snapshot list "+name+"' shows them; delete them first, or promote a clone, which takes them over", "volume %q has %d snapshot(s)", name, v.Snapshots)
+		}
 		if v.Sessions > 0 && !force {
 			return refuse(http.StatusConflict, "log the initiators out, or pass --force", "volume %q is in use by %d session(s)", name, v.Sessions)
 		}
@@ -206,10 +209,8 @@ func (a *Agent) deleteVolume(ctx context.Context, name string, force bool) error
 		delete(a.targets, name)
 		a.mu.Unlock()
 		if err := e.DeleteVolume(ctx, name); err != nil {
-			if t, again := a.export(e, name); again == nil {
-				a.mu.Lock()
-				a.targets[name] = t
-				a.mu.Unlock()
+			if again := a.begin(e, name); again != nil {
+				a.log.Error("volume not exported again", "volume", name, "err", again)
 			}
 			return answer("delete", name, err)
 		}
@@ -228,7 +229,7 @@ func (a *Agent) volumes() ([]api.Volume, error) {
 	for _, v := range e.Volumes() {
 		out = append(out, api.Volume{
 			Name: v.Name, UUID: formatUUID(v.UUID), SizeBytes: v.SizeBytes, Figures: v.Figures, Cache: v.Cache,
-			IQN: IQN(v.Name), LUN: volumeLUN, Portal: a.cfg.Portal, Sessions: sessions[IQN(v.Name)],
+			Origin: v.Origin, Snapshots: v.Snapshots, IQN: IQN(v.Name), LUN: volumeLUN, Portal: a.cfg.Portal, Sessions: sessions[IQN(v.Name)],
 		})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })

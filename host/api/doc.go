@@ -13,6 +13,13 @@
 //	POST   /v1/volumes               {name, size_bytes} → 201 Volume
 //	GET    /v1/volumes/{name}        → Volume
 //	DELETE /v1/volumes/{name}        → 204; 409 while sessions use it, without ?force=true
+//	POST   /v1/volumes/{name}/promote → Volume: of a clone; it takes over its origin's snapshots up to its own
+//	GET    /v1/volumes/{name}/diff   ?from=SNAPSHOT&to=SNAPSHOT&offset=N → Diff; without to: to the volume as it is
+//	DELETE /v1/volumes/{name}/snapshots/{snapshot} → 204
+//	POST   /v1/volumes/{name}/snapshots/{snapshot}/clone    {name} → 201 Volume
+//	POST   /v1/volumes/{name}/snapshots/{snapshot}/rollback {force?: bool} → Volume; 409 while sessions use it, without force
+//	GET    /v1/snapshots             ?volume=NAME → {snapshots: [Snapshot…]}
+//	POST   /v1/snapshots             {name, volumes: [NAME…]} → 201 {snapshots: [Snapshot…]}: all of one instant
 //	POST   /v1/volumes/{name}/resize {size_bytes, shrink?: bool} → Volume; 409 to shrink without shrink
 //
 // Errors are {"error": "...", "hint": "..."}: 400 the request is wrong, 404 no such volume, 409 the state

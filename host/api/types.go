@@ -54,6 +54,51 @@ type Volume struct {
 	LUN      uint16 `json:"lun"`
 	Portal   string `json:"portal"`
 	Sessions int    `json:"sessions"` // of initiators
+	// Origin is the snapshot that a clone began as, VOLUME@SNAPSHOT.
+	Origin    string `json:"origin,omitempty"`
+	Snapshots int    `json:"snapshots"`
+}
+
+// Snapshot is a volume as it was at one instant.
+type Snapshot struct {
+	Volume string `json:"volume"`
+	Name   string `json:"name"`
+	UUID   string `json:"uuid"`
+	// Group is the same for all that were taken together.
+	Group        string    `json:"group"`
+	Created      time.Time `json:"created"`
+	SizeBytes    int64     `json:"size_bytes"`
+	LogicalBytes int64     `json:"logical_bytes"`
+	Clones       []string  `json:"clones"` // volumes
+}
+
+// Diff is what differs between two snapshots of a volume; To "": between a snapshot and the volume as it is.
+type Diff struct {
+	Volume string  `json:"volume"`
+	From   string  `json:"from"`
+	To     string  `json:"to"`
+	Ranges []Range `json:"ranges"` // in order; contents there may differ, elsewhere they do not
+	Bytes  int64   `json:"bytes"`  // of Ranges
+	// Next is the offset to ask for what is behind Ranges; 0: nothing is.
+	Next int64 `json:"next_offset,omitempty"`
+}
+
+// Range is a run of bytes.
+type Range struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
+}
+
+// SnapshotRequest, CloneRequest and RollbackRequest are the bodies of POSTs.
+type SnapshotRequest struct {
+	Name    string   `json:"name"`
+	Volumes []string `json:"volumes"`
+}
+type CloneRequest struct {
+	Name string `json:"name"`
+}
+type RollbackRequest struct {
+	Force bool `json:"force"`
 }
 
 // Status of an agent.

@@ -5,7 +5,8 @@
 //	ledge array  show | scrub | rate | grow
 //	ledge drive  list | rescan | fail | replace | readd | wipe
 //	ledge lun    list | show | create | resize | rename | delete
-//	ledge volume create | list | show | resize | delete
+//	ledge volume create | list | show | clone | promote | resize | delete
+//	ledge snapshot create | list | diff | rollback | delete
 //	ledge host   status
 //
 // It finds the agent's socket by --socket, $LEDGE_SOCKET, $LEDGE_RUN/hostd.sock, ./run/hostd.sock,
@@ -137,6 +138,7 @@ func (t *tool) root() *cobra.Command {
 		Example: `  ledge host status                  # is the agent serving, over which paths
   ledge volume create db 16GiB       # a thin volume, at once visible to initiators
   ledge volume show db --json        # figures for programs
+  ledge snapshot create db@monday    # as it is now; 'ledge volume clone db@monday NAME' makes it a volume
   ledge shelf status                 # both controllers
   ledge shelf takeover B             # make controller B the owner
   ledge pool show                    # space, log, state and why
@@ -149,7 +151,7 @@ func (t *tool) root() *cobra.Command {
 	f.StringVar(&t.socket, "socket", "", "the agent's socket (default: what 'make run' started)")
 	f.StringVar(&t.shelf, "shelf", "", "file with the addresses of the shelf's APIs (default: shelf.json of 'make run')")
 	f.BoolVar(&t.json, "json", false, "print JSON, for programs")
-	root.AddCommand(t.hostCommand(), t.volumeCommand(), t.shelfCommand(), t.poolCommand(), t.arrayCommand(), t.driveCommand(), t.lunCommand())
+	root.AddCommand(t.hostCommand(), t.volumeCommand(), t.snapshotCommand(), t.shelfCommand(), t.poolCommand(), t.arrayCommand(), t.driveCommand(), t.lunCommand())
 	return root
 }
 

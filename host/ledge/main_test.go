@@ -55,6 +55,64 @@ func ledge(args ...string) (code int, stdout, stderr string) {
 var demo = api.Volume{Name: "demo", UUID: "u-1", SizeBytes: 16 << 30, Figures: api.Figures{LogicalBytes: 1 << 30, UniqueBytes: 512 << 20, StoredBytes: 256 << 20, DedupRatio: 2, CompressionRatio: 2},
 	Cache: api.Cache{Hits: 3, Misses: 1}, IQN: "iqn.2026-11.io.ledge:demo", Portal: "127.0.0.1:3260"}
 
+func TestSnapshots(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("LEDGE_RUN", dir)
+	t.Setenv("LEDGE_SOCKET", "")
+	monday := map[string]any{"snapshots": []api.Snapshot{{Volume: "db", Name: "monday", SizeBytes: 16 << 30, LogicalBytes: 1 << 30, Clones: []string{"look", "test"}}}}
+	asked := agent(t, dir, map[string]any{
+		"POST /v1/snapshots": monday, "GET /v1/snapshots": monday, "POST /v1/volumes/db/snapshots/monday/clone": demo,
+		"POST /v1/volumes/db/snapshots/monday/rollback": demo, "POST /v1/volumes/look/promote": demo,
+		"GET /v1/volumes/db/diff":              api.Diff{Ranges: []api.Range{{Offset: 4096, Length: 8192}}, Bytes: 8192},
+		"DELETE /v1/volumes/db/snapshots/none": &api.Error{Status: 404, Message: "no such snapshot", Hint: "look"},
+	})
+	for _, c := range []struct {
+		args string
+		code int
+		says []string
+		asks string
+	}{
+		{"snapshot create db@monday", 0, []string{"took db@monday, 16 GiB"}, `POST /v1/snapshots {"name":"monday","volumes":["db"]}`},
+		{"snapshot create db@monday log@monday --json", 0, []string{`"name": "monday"`}, `POST /v1/snapshots {"name":"monday","volumes":["db","log"]}`},
+		{"snapshot create db@monday log@tuesday", 2, []string{"one name"}, ""},
+		{"snapshot create db", 2, []string{"db@monday"}, ""},
+		{"snapshot create", 2, []string{"VOLUME@NAME"}, ""},
+		{"snapshot list", 0, []string{"db@monday", "1 GiB", "look test"}, "GET /v1/snapshots"},
+		{"snapshot ls db --json", 0, []string{`"look"`}, "GET /v1/snapshots?volume=db"},
+		{"snapshot diff db@monday tuesday", 0, []string{"4096 8192", "8 KiB in all"}, "GET /v1/volumes/db/diff?from=monday&offset=0&to=tuesday"},
+		{"snapshot diff db@monday db@tuesday --json", 0, []string{`"offset": 4096`}, "GET /v1/volumes/db/diff?from=monday&offset=0&to=tuesday"},
+		{"snapshot diff", 2, []string{"VOLUME@FROM"}, ""},
+		{"snapshot rollback db@monday", 2, []string{"will be lost", "--yes"}, ""},
+		{"snapshot rollback db@monday --yes", 0, []string{"demo is what db@monday was"}, `POST /v1/volumes/db/snapshots/monday/rollback {"force":false}`},
+		{"snapshot rollback db@monday --yes --force --json", 0, nil, `POST /v1/volumes/db/snapshots/monday/rollback {"force":true}`},
+		{"snapshot delete db@monday db@friday", 0, []string{"deleted db@monday", "deleted db@friday"}, "DELETE /v1/volumes/db/snapshots/monday\nDELETE /v1/volumes/db/snapshots/friday"},
+		{"snapshot rm db@none", 1, []string{"no such snapshot", "→ look"}, "DELETE /v1/volumes/db/snapshots/none"},
+		{"volume clone db@monday look", 0, []string{"cloned db@monday as demo", "iscsi://"}, `POST /v1/volumes/db/snapshots/monday/clone {"name":"look"}`},
+		{"volume clone db look", 2, []string{"is no snapshot"}, ""},
+		{"volume clone db@monday", 2, []string{"NEW"}, ""},
+		{"volume promote look", 0, []string{"snapshot(s) now"}, "POST /v1/volumes/look/promote"},
+		{"snapshot", 2, []string{"needs a command"}, ""},
+		{"snapshot --help", 0, []string{"crash-consistent", "volume clone"}, ""},
+	} {
+		*asked = nil
+		code, out, errs := ledge(strings.Fields(c.args)...)
+		if code != c.code {
+			t.Errorf("ledge %s: code %d, want %d: %s%s", c.args, code, c.code, out, errs)
+		}
+		for _, s := range c.says {
+			if !strings.Contains(out+errs, s) {
+				t.Errorf("ledge %s: no %q in %s%s", c.args, s, out, errs)
+			}
+		}
+		if got := strings.Join(*asked, "\n"); got != c.asks {
+			t.Errorf("ledge %s asks %q, want %q", c.args, got, c.asks)
+		}
+		if code == 0 && strings.Contains(c.args, "--json") && !json.Valid([]byte(out)) {
+			t.Errorf("ledge %s prints no JSON: %s", c.args, out)
+		}
+	}
+}
+
 func TestVolumes(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("LEDGE_RUN", dir)

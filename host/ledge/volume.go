@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -11,8 +12,8 @@ import (
 )
 
 func (t *tool) volumeCommand() *cobra.Command {
-	return group("volume", "Create, list, show, resize and delete volumes",
-		t.volumeCreate(), t.volumeList(), t.volumeShow(), t.volumeResize(), t.volumeDelete())
+	return group("volume", "Create, list, show, clone, promote, resize and delete volumes",
+		t.volumeCreate(), t.volumeList(), t.volumeShow(), t.volumeClone(), t.volumePromote(), t.volumeResize(), t.volumeDelete())
 }
 
 // words checks the number of arguments in words of the command.
@@ -124,7 +125,7 @@ was not stored before; "stored" is that after compression, with metadata.`,
 				"stored", fmt.Sprintf("%s (%.2f to 1 by compression)", api.FormatSize(v.StoredBytes), v.CompressionRatio),
 				"pending", api.FormatSize(v.PendingBytes),
 				"cache hits", percent(float64(v.Cache.Hits), float64(v.Cache.Hits+v.Cache.Misses)),
-				"sessions", strconv.Itoa(v.Sessions),
+				"sessions", strconv.Itoa(v.Sessions), "snapshots", strconv.Itoa(v.Snapshots), "origin", cmp.Or(v.Origin, "–"),
 				"iqn", v.IQN, "lun", strconv.Itoa(int(v.LUN)), "portal", v.Portal, "url", iscsiURL(v))
 		}),
 	}
@@ -166,6 +167,7 @@ func (t *tool) volumeDelete() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "delete NAME", Aliases: []string{"rm"}, Short: "Delete a volume and its data", Args: words("a NAME"),
+		Long:    `Delete a volume and its data. One that has snapshots is not deleted: delete those first, or promote a clone of them.`,
 		Example: "  ledge volume delete scratch\n  ledge volume delete scratch --force   # though initiators use it",
 		RunE: do(func(cmd *cobra.Command, args []string) error {
 			c, err := t.agent()
