@@ -165,66 +165,63 @@ func (c *Cache) slotBytes() int {
 
 // Read fills p with the line and returns true, or returns false.
 func (c *Cache) Read(store [16]byte, segment uint32, line int, p []byte) bool {
-	return len(p) == int(c.opt.lineBytes) && c.read(store, segment, line, 0, p)
-}
-
-// ReadAt fills p with what stands at off in the segment, within one line, and returns true, or
-// returns false. It reads no more of the medium than it needs.
-func (c *Cache) ReadAt(store [16]byte, segment uint32, off int, p []byte) bool {
-	lineBytes := int(c.opt.lineBytes)
-	line, at := off/lineBytes, off%lineBytes
-	return off >= 0 && len(p) > 0 && at+len(p) <= lineBytes && c.read(store, segment, line, at, p)
-}
-
-// read: once more if the line moved meanwhile.
-func (c *Cache) read(store [16]byte, segment uint32, line, at int, p []byte) bool {
-	if segment == 0 || line < 0 || line >= segmentLines {
+	hit := len(p) == int(c.opt.lineBytes) && c.read(store, segment, line, 0, p, true)
+	if !hit {
 		c.misses.Add(1)
-		return false
-	}
-	n := lineName{store: store, segment: segment, line: uint8(line)}
-	hit, moved := c.readOnce(&n, at, p)
-	if moved {
-		hit, _ = c.readOnce(&n, at, p)
 	}
 	return hit
 }
 
-// readOnce counts what it finds, unless the line moved while it was read.
-func (c *Cache) readOnce(want *lineName, at int, p []byte) (hit, moved bool) {
+// ReadAt fills p with what stands at off in the segment, within one line, and returns true, or
+// returns false. It reads no more of the medium than it needs. Who gets false is to ask for the whole line next, so
+// that this is no miss yet.
+func (c *Cache) ReadAt(store [16]byte, segment uint32, off int, p []byte) bool {
+	lineBytes := int(c.opt.lineBytes)
+	line, at := off/lineBytes, off%lineBytes
+	return off >= 0 && len(p) > 0 && at+len(p) <= lineBytes && c.read(store, segment, line, at, p, false)
+}
+
+// read: once more if the line moved meanwhile.
+func (c *Cache) read(store [16]byte, segment uint32, line, at int, p []byte, whole bool) bool {
+	if segment == 0 || line < 0 || line >= segmentLines {
+		return false
+	}
+	n := lineName{store: store, segment: segment, line: uint8(line)}
+	hit, moved := c.readOnce(&n, at, p, whole)
+	if moved {
+		hit, _ = c.readOnce(&n, at, p, whole)
+	}
+	return hit
+}
+
+// readOnce looks the line up, reads and verifies it, and judges the medium by it, unless the line moved
+// while it was read. Of a whole line it notes that it was missed.
+func (c *Cache) readOnce(want *lineName, at int, p []byte, whole bool) (hit, moved bool) {
 	c.inflight.Add(1)
 	defer c.inflight.Add(-1)
 	if c.bypassed.Load() {
-		c.misses.Add(1)
 		return false, false
 	}
+	if whole {
+		c.meet(want.store)
+	}
 	c.mu.RLock()
-	if c.closed || c.index == nil {
+	s, known := c.storeNumber(want.store)
+	if c.closed || c.index == nil || !known {
 		c.mu.RUnlock()
-		c.misses.Add(1)
 		return false, false
 	}
 	c.readWG.Add(1)
 	defer c.readWG.Done()
-	s, known := c.storeNumber(want.store)
-	if !known {
-		c.mu.RUnlock()
-		c.addStore(want.store)
-		c.mu.RLock()
-		if s, known = c.storeNumber(want.store); !known || c.closed || c.index == nil {
-			c.mu.RUnlock()
-			c.misses.Add(1)
-			return false, false
-		}
-	}
 	n, counters := nameOf(s, want.segment, want.line), c.perStore[s]
 	slot, found := c.index.find(n)
 	if !found {
 		g := c.ghost
 		c.mu.RUnlock()
-		g.miss(n)
-		c.misses.Add(1)
-		counters.misses.Add(1)
+		if whole {
+			g.miss(n)
+			counters.misses.Add(1)
+		}
 		return false, false
 	}
 	c.index.hit(slot)
@@ -232,47 +229,36 @@ func (c *Cache) readOnce(want *lineName, at int, p []byte) (hit, moved bool) {
 	l, region := &c.layout, slot/c.layout.perRegion
 	seq := c.seqs[region]
 	first, blocks := l.blocksOf(at, len(p))
+	var err error
 	if b := c.inMemory(region); b != nil {
-		err := decodeLine(p, b.slot(l, slot%l.perRegion)[first*blockBytes:], want, at)
+		err = decodeLine(p, b.slot(l, slot%l.perRegion)[first*blockBytes:], want, at)
 		c.mu.RUnlock()
-		if err == nil {
-			c.count(counters, len(p))
-			return true, false
-		}
-		c.log.Error("cache: a line changed in this host's memory", "err", err)
-		c.forget(slot, n, seq)
-		c.bad.Add(1)
 	} else {
 		o := c.ops.Get().(*op)
 		o.m, o.n, o.off = c.medium, blocks*blockBytes, l.slotAt(slot)+int64(first)*blockBytes
 		c.mu.RUnlock()
-		err := c.readOp(o)
-		late := errors.Is(err, errLate)
-		if err == nil {
+		if err = c.readOp(o); err == nil {
 			err = decodeLine(p, o.buf[:o.n], want, at)
 		}
-		if !late {
+		if !errors.Is(err, errLate) {
 			c.ops.Put(o)
 		}
-		if err == nil {
-			c.count(counters, len(p))
-			return true, false
-		}
-		if !late && !c.forget(slot, n, seq) {
-			return false, true
-		}
-		c.readFault(err)
 	}
-	c.misses.Add(1)
-	counters.misses.Add(1)
+	if err == nil {
+		c.hits.Add(1)
+		c.hitBytes.Add(uint64(len(p)))
+		counters.hits.Add(1)
+		counters.hitBytes.Add(uint64(len(p)))
+		return true, false
+	}
+	if !errors.Is(err, errLate) && !c.forget(slot, n, seq) {
+		return false, true
+	}
+	c.readFault(err)
+	if whole {
+		counters.misses.Add(1)
+	}
 	return false, false
-}
-
-func (c *Cache) count(s *storeCounters, n int) {
-	c.hits.Add(1)
-	c.hitBytes.Add(uint64(n))
-	s.hits.Add(1)
-	s.hitBytes.Add(uint64(n))
 }
 
 // inMemory returns the buffer that holds a region, if one does. mu is held.
@@ -306,14 +292,20 @@ func (c *Cache) storeNumber(store [16]byte) (int, bool) {
 	return 0, false
 }
 
-// addStore gives a store a number, one of a store without lines where all are given away.
-func (c *Cache) addStore(store [16]byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.addStoreLocked(store)
+// meet gives a store its number when it first asks.
+func (c *Cache) meet(store [16]byte) {
+	c.mu.RLock()
+	_, known := c.storeNumber(store)
+	c.mu.RUnlock()
+	if !known {
+		c.mu.Lock()
+		c.addStore(store)
+		c.mu.Unlock()
+	}
 }
 
-func (c *Cache) addStoreLocked(store [16]byte) (int, bool) {
+// addStore gives a store a number, one of a store without lines where all are given away. mu is held.
+func (c *Cache) addStore(store [16]byte) (int, bool) {
 	if i, ok := c.storeNumber(store); ok {
 		return i, true
 	}

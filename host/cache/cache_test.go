@@ -95,6 +95,12 @@ func TestReadAt(t *testing.T) {
 			t.Errorf("read at %d: not within a line of a segment", off)
 		}
 	}
+	for range 3 {
+		c.ReadAt(storeA, 8, 0, p)
+	}
+	if s := c.Stats(); s.Misses != 0 || s.Hits != 500 || c.ghost.admit(nameOf(0, 8, 0)) {
+		t.Errorf("a part that is not here counts: %+v", s)
+	}
 	if c.Read(storeA, 7, 0, p) || c.Read(storeA, 0, 0, p) || c.ReadAt(storeA, 7, 0, nil) {
 		t.Error("bad arguments are a hit")
 	}

@@ -282,7 +282,7 @@ func (c *Cache) enter(x *index, seqs []uint64, l *layout, t *table) {
 	var numbers [tableStores]int
 	c.mu.Lock()
 	for i, s := range t.stores {
-		n, ok := c.addStoreLocked(s)
+		n, ok := c.addStore(s)
 		if numbers[i] = n; !ok {
 			numbers[i] = -1
 		}

@@ -86,7 +86,7 @@ func (c *Cache) put(p *put) {
 		return
 	}
 	c.mu.Lock()
-	s, ok := c.addStoreLocked(p.store)
+	s, ok := c.addStore(p.store)
 	n := nameOf(s, p.segment, p.line)
 	_, have := c.index.find(n)
 	c.mu.Unlock()
