@@ -151,7 +151,7 @@ func TestForeign(t *testing.T) {
 		if err := os.WriteFile(path, p, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c, err := Open(t.Context(), Options{Path: path})
+		c, err := Open(t.Context(), Options{Path: path, SizeBytes: 24 << 20})
 		if err == nil {
 			return c.Close()
 		}
@@ -198,6 +198,21 @@ func TestForeign(t *testing.T) {
 	c.Close()
 	if _, err := os.Stat("/dev/ledge-no-such-device"); !errors.Is(err, syscall.ENOENT) {
 		t.Error("a file was made in /dev")
+	}
+}
+
+// A power cut while the medium is formatted leaves what is known as ours.
+func TestCutInFormat(t *testing.T) {
+	for seed := range uint64(50) {
+		d := newDisk(smallSize(8))
+		d.rng, d.cutIn = rand.New(rand.NewPCG(seed, 1)), 1
+		if c := openWith(t, small(d)); c.Stats().Err == nil {
+			t.Error("formatted without power")
+		}
+		d.powerOn()
+		if c := openWith(t, small(d)); c.Stats().Err != nil || fill(t, c, storeA, 1, 1) || !fill(t, c, storeA, 1, 1) {
+			t.Errorf("does not come up: %v", c.Stats().Err)
+		}
 	}
 }
 

@@ -161,7 +161,7 @@ type file struct {
 // ErrInUse: another process uses the medium.
 var ErrInUse = errors.New("cache: in use")
 
-// openFile opens what Options name, and gives it the size they want where it is a file.
+// openFile opens what Options name.
 func openFile(o *Options) (medium, int64, error) {
 	flags := os.O_RDWR | syscall.O_CLOEXEC
 	info, err := os.Stat(o.Path)
@@ -200,7 +200,8 @@ func (f *file) prepare(o *Options) (size int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if f.regular = info.Mode().IsRegular(); f.regular && o.SizeBytes > info.Size() {
+	// A file that is not new grows when it is known whose it is.
+	if f.regular = info.Mode().IsRegular(); f.regular && info.Size() == 0 {
 		err = f.Truncate(o.SizeBytes)
 	}
 	if err == nil {

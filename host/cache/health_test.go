@@ -119,6 +119,11 @@ func TestErrorsBypass(t *testing.T) {
 	}
 	d.readErr = nil
 	clock.t = clock.t.Add(maxBackOff)
+	c.stuck.Add(1) // somebody is in the medium still: nobody follows him
+	if c.everyTick(); c.Stats().Err == nil {
+		t.Error("a drive in which a request hangs is believed again")
+	}
+	c.stuck.Add(-1)
 	c.everyTick()
 	if s := c.Stats(); s.Err != nil || !has(t, c, storeA, 1, 60) || s.Bypasses != 1 || s.Failures < readFaults {
 		t.Errorf("the drive is well again: %+v", s)

@@ -149,25 +149,33 @@ func (c *Cache) adopt(ctx context.Context, size int64) error {
 		return fmt.Errorf("cache: %d bytes: %w", size, ErrSize)
 	}
 	h, err := c.readHead()
-	ideal := idealRegion(size)
-	if c.opt.regionBytes != 0 {
-		ideal = c.opt.regionBytes
+	if err != nil && !errors.Is(err, errFresh) {
+		return err
 	}
-	switch {
-	case err == nil && h.regionBytes == 0:
-		empty, err := c.isEmpty(size)
-		if err != nil {
+	if err == nil && h.regionBytes == 0 {
+		if empty, err := c.isEmpty(size); err != nil {
 			return err
 		} else if !empty {
 			return fmt.Errorf("cache %s: it holds something else and is not touched; if it may be lost, empty it (blkdiscard, or zeros over its first and last MiB): %w",
 				c.opt.Path, ErrForeign)
 		}
-	case err == nil && h.lineBytes == c.opt.lineBytes && h.regionBytes/8 < ideal && ideal/8 < h.regionBytes:
+	}
+	// It is ours, and may change its length.
+	if r, ok := c.medium.(resizer); ok && c.opt.SizeBytes > size {
+		if size, err = r.grow(min(c.opt.SizeBytes, maxBytes)); err != nil {
+			return fmt.Errorf("cache: grow: %w", err)
+		}
+	}
+	ideal := idealRegion(size)
+	if c.opt.regionBytes != 0 {
+		ideal = c.opt.regionBytes
+	}
+	switch {
+	case h.regionBytes == 0: // new
+	case h.lineBytes == c.opt.lineBytes && h.regionBytes/8 < ideal && ideal/8 < h.regionBytes:
 		return c.load(ctx, h, size)
-	case err == nil:
+	default:
 		c.log.Warn("cache starts empty: its medium was formatted for another size", "regionBytes", h.regionBytes, "now", ideal)
-	case !errors.Is(err, errFresh):
-		return err
 	}
 	return c.format(head{regionBytes: ideal, lineBytes: c.opt.lineBytes}, size)
 }
@@ -180,8 +188,8 @@ func (c *Cache) format(h head, size int64) error {
 	}
 	rand.Read(h.id[:])
 	p, m := alignedBytes(copyAt+blockBytes), c.medium
+	// Nothing but heads: whatever a power cut leaves of this is known as ours. A state is written when it's needed.
 	copy(p, h.encode())
-	copy(p[stateAt:], (&state{id: h.id}).encode())
 	copy(p[copyAt:], h.encode())
 	err = c.slow(func() error { _, err := m.WriteAt(p, 0); return err })
 	if err == nil {

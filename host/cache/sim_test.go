@@ -9,7 +9,7 @@ import (
 )
 
 var (
-	seeds    = flag.Int("seeds", 150, "how many seeds TestSimulation runs")
+	seeds    = flag.Int("seeds", 100, "how many seeds TestSimulation runs")
 	fromSeed = flag.Uint64("from", 1, "the first of them")
 )
 

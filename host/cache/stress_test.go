@@ -19,7 +19,11 @@ func TestConcurrent(t *testing.T) {
 		for w := range uint64(8) {
 			wg.Go(func() {
 				rng := rand.New(rand.NewPCG(w, life))
-				for range 2000 {
+				end := time.Now().Add(2 * time.Minute)
+				for i := 0; i < 2000 || c.Stats().Evicted == 0 && time.Now().Before(end); i++ {
+					for len(c.queue) > queueLines/2 {
+						time.Sleep(time.Millisecond) // the file is slower than its readers
+					}
 					segment, line := uint32(1+rng.IntN(1+rng.IntN(8))), rng.IntN(segmentLines)
 					switch rng.IntN(300) {
 					case 0:

@@ -145,6 +145,22 @@ func TestScanPasses(t *testing.T) {
 	}
 }
 
+// A line that is read all the time stays, though all around it is replaced again and again.
+func TestHotLineStays(t *testing.T) {
+	tr := newTrace(t, 8)
+	tr.get(0)
+	for i := 1; i < 5000; i++ {
+		tr.get(i)
+		tr.get(i) // twice: let in
+		if i%20 == 0 && !tr.get(0) {
+			t.Fatalf("gone after %d others", i)
+		}
+	}
+	if s := tr.c.Stats(); s.Kept < 30 || s.Lines > int(tr.c.layout.slots()) || s.Evicted < 4000 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // When other lines become hot, the cache follows.
 func TestWorkingSetMoves(t *testing.T) {
 	tr := newTrace(t, 64)
