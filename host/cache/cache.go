@@ -99,7 +99,8 @@ type Cache struct {
 	next      uint32 // region to fill
 	sequence  uint64 // of the newest region
 	foreign   bool
-	marked    bool // that the medium is being written, on it
+	marked    bool // the medium says that it is being written,
+	moved     bool // but not from where on
 	lastFlush time.Time
 }
 

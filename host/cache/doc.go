@@ -25,7 +25,8 @@
 //	          8  4  crc32c
 //	         12  4  1: closed, the tables tell all; 0: being written
 //	         16 16  id of the formatting
-//	         32  8  number of the newest region, when it was closed
+//	         32  8  number of the newest region, when this was written
+//	         40  4  region that is written after it
 //	table     0  8  "LEDGECT2"           of region r: block r mod 256 of its group's first unit
 //	          8  4  crc32c
 //	         12  4  region

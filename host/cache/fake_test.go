@@ -183,7 +183,9 @@ type sizedDisk struct{ *fakeDisk }
 func (d sizedDisk) cut(bytes int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	maps.DeleteFunc(d.blocks, func(k int64, _ []byte) bool { return k*blockBytes >= bytes })
+	beyond := func(k int64, _ []byte) bool { return k*blockBytes >= bytes }
+	maps.DeleteFunc(d.blocks, beyond)
+	maps.DeleteFunc(d.unsaved, beyond)
 	d.size = bytes
 	return nil
 }

@@ -83,7 +83,8 @@ func isOurs(p []byte) bool { return string(p[:magicBytes-1]) == headMagic[:magic
 type state struct {
 	id       [16]byte
 	clean    bool
-	sequence uint64 // of the newest region when it was closed
+	sequence uint64 // of the newest region
+	next     uint32 // the region that is written after it
 }
 
 func (s *state) encode() []byte {
@@ -94,14 +95,15 @@ func (s *state) encode() []byte {
 	}
 	copy(p[16:], s.id[:])
 	le.PutUint64(p[32:], s.sequence)
+	le.PutUint32(p[40:], s.next)
 	return seal(p)
 }
 
 func decodeState(p []byte) (s state, err error) {
-	if !sealed(p, stateMagic) || le.Uint32(p[12:]) > 1 || !allZero(p[40:]) {
+	if !sealed(p, stateMagic) || le.Uint32(p[12:]) > 1 || !allZero(p[44:]) {
 		return s, fmt.Errorf("state: %w", ErrCorrupt)
 	}
-	return state{[16]byte(p[16:]), p[12] == 1, le.Uint64(p[32:])}, nil
+	return state{[16]byte(p[16:]), p[12] == 1, le.Uint64(p[32:]), le.Uint32(p[40:])}, nil
 }
 
 // table says which lines a region holds.

@@ -48,7 +48,7 @@ func TestGolden(t *testing.T) {
 	if got, err := decodeHead(golden(t, "head.golden", h.encode())); err != nil || got != h {
 		t.Errorf("%+v %v", got, err)
 	}
-	s := state{h.id, true, 1 << 40}
+	s := state{h.id, true, 1 << 40, 77}
 	if got, err := decodeState(golden(t, "state.golden", s.encode())); err != nil || got != s {
 		t.Errorf("%+v %v", got, err)
 	}
@@ -88,7 +88,7 @@ func TestLineProvesItsName(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	h := head{[16]byte{9, 8, 7}, 1 << 20, LineBytes}
-	s := state{h.id, true, 4}
+	s := state{h.id, true, 4, 5}
 	tab := exampleTable()
 	name, slot := exampleLine()
 	f.Add(h.encode())

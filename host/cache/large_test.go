@@ -27,7 +27,7 @@ func tablesOf(size int64) (*fakeDisk, layout) {
 			copy(p, h.encode())
 			return
 		case at == stateAt:
-			copy(p, (&state{h.id, true, 1 << 40}).encode())
+			copy(p, (&state{h.id, true, 1 << 40, 0}).encode())
 			return
 		}
 		in := (at - l.regionBytes) % group

@@ -88,7 +88,7 @@ func (c *Cache) again() error {
 		if h, err := c.readHead(); err != nil {
 			return err
 		} else if h == c.head {
-			c.marked = false
+			c.moved = true // nobody knows what it remembers
 			return nil
 		}
 	}
@@ -213,7 +213,7 @@ func (c *Cache) start(h head, l layout, x *index, seqs []uint64, newest uint32) 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.head, c.layout, c.index, c.seqs, c.ghost = h, l, x, seqs, newGhost(l.slots())
-	c.filling, c.flushing, c.marked, c.sequence = nil, nil, false, seqs[newest]
+	c.filling, c.flushing, c.marked, c.moved, c.sequence = nil, nil, false, false, seqs[newest]
 	c.life.Store(c.sequence)
 	c.choose(newest)
 }
@@ -270,10 +270,8 @@ func (c *Cache) load(ctx context.Context, h head, size int64) error {
 			c.enter(x, seqs, &l, &t)
 		}
 	}
-	if !c.isClean(h, seqs[newest]) {
-		if err := c.suspect(x, seqs, &l, newest); err != nil {
-			return err
-		}
+	if err := c.suspect(x, seqs, &l, newest, c.readState(h)); err != nil {
+		return err
 	}
 	if err := c.fit(c.medium, &l, size); errors.Is(err, errLate) {
 		return err
@@ -333,35 +331,58 @@ func (c *Cache) readTables(l *layout, first, n uint32, bad *int) ([]byte, error)
 	return p, nil
 }
 
-// isClean says whether the cache was closed after the newest region was written.
-func (c *Cache) isClean(h head, newest uint64) bool {
+// readState returns the state, or zeros if there is none.
+func (c *Cache) readState(h head) state {
 	p, err := c.readBlocks(stateAt, blockBytes)
 	if err != nil {
-		return false
+		return state{}
 	}
 	s, err := decodeState(p)
-	return err == nil && s.clean && s.id == h.id && s.sequence >= newest // newer ones may have been cut off
+	if err != nil || s.id != h.id {
+		return state{}
+	}
+	return s
 }
 
-// suspect drops, after a power cut, the regions that may have been overwritten without their tables
-// telling: those around the newest that are not the ones written just before it. Their lines
-// would be found out one by one; but a medium that seems to lie is bypassed.
-func (c *Cache) suspect(x *index, seqs []uint64, l *layout, newest uint32) error {
-	if seqs[newest] == 0 {
+// suspect drops, after a power cut, the regions that may have been overwritten without their tables telling: those
+// around the newest, and those where writing went on when the state was written, if they are not the
+// ones written just then. Their lines would be found out one by one; but a medium that seems to lie is bypassed.
+func (c *Cache) suspect(x *index, seqs []uint64, l *layout, newest uint32, s state) error {
+	if s.clean && s.sequence >= seqs[newest] || seqs[newest] == 0 { // newer ones may have been cut off
 		return nil
 	}
 	for d := -suspectsPast; d <= suspectsNext; d++ {
 		r := uint32((int(newest) + d + int(l.regions)) % int(l.regions))
-		if seqs[r] == 0 || d <= 0 && seqs[r] == seqs[newest]+uint64(d) || r == newest {
+		if d <= 0 && seqs[r] == seqs[newest]+uint64(d) {
 			continue
 		}
-		for slot := r * l.perRegion; slot < (r+1)*l.perRegion; slot++ {
-			x.remove(slot)
-		}
-		seqs[r] = 0
-		if err := c.writeBlocks(c.medium, alignedBytes(blockBytes), l.tableAt(r)); errors.Is(err, errLate) {
+		if err := c.distrust(x, seqs, l, r); err != nil {
 			return err
-		} // another error: tables that are wrong cost no more than misses
+		}
 	}
+	for d := range suspectsNext + 1 {
+		r := (s.next + uint32(d)) % l.regions
+		if seqs[r] > s.sequence {
+			continue
+		}
+		if err := c.distrust(x, seqs, l, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// distrust drops a region's lines, and its table.
+func (c *Cache) distrust(x *index, seqs []uint64, l *layout, r uint32) error {
+	if seqs[r] == 0 {
+		return nil
+	}
+	for slot := r * l.perRegion; slot < (r+1)*l.perRegion; slot++ {
+		x.remove(slot)
+	}
+	seqs[r] = 0
+	if err := c.writeBlocks(c.medium, alignedBytes(blockBytes), l.tableAt(r)); errors.Is(err, errLate) {
+		return err
+	} // another error: tables that are wrong cost no more than misses
 	return nil
 }

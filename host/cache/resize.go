@@ -90,7 +90,9 @@ func (c *Cache) fit(m medium, l *layout, size int64) error {
 	from, n := l.tableAt(l.regions-1)+blockBytes, l.perGroup-1-(l.regions-1)%l.perGroup
 	p, err := c.readBlocks(from, int(n)*blockBytes)
 	if err == nil && !allZero(p) {
-		err = c.writeBlocks(m, alignedBytes(len(p)), from)
+		if err = c.writeBlocks(m, alignedBytes(len(p)), from); err == nil {
+			err = c.slow(m.Sync)
+		}
 	}
 	if r, ok := m.(resizer); ok && err == nil {
 		err = c.slow(func() error { return r.cut(size) })
@@ -113,6 +115,7 @@ func (c *Cache) remap(l *layout) {
 		}
 	}
 	c.index, c.seqs, c.layout, c.ghost = x, seqs, *l, newGhost(l.slots())
+	c.moved = true
 	newest := uint32(0)
 	for r, s := range seqs {
 		if s > seqs[newest] {

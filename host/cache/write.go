@@ -321,21 +321,21 @@ func (c *Cache) tableOf(b *buffer) []byte {
 	return p
 }
 
-// mark says on the medium that it is being written, before the first region is.
+// mark says on the medium that it is being written, and from where on, before the first region is.
 func (c *Cache) mark() error {
-	if c.marked {
+	if c.marked && !c.moved {
 		return nil
 	}
 	if err := c.writeState(false); err != nil {
 		return err
 	}
-	c.marked = true
+	c.marked, c.moved = true, false
 	return nil
 }
 
 func (c *Cache) writeState(clean bool) error {
 	p, m := alignedBytes(blockBytes), c.medium
-	s := state{id: c.head.id, clean: clean, sequence: c.sequence}
+	s := state{c.head.id, clean, c.sequence, c.next}
 	copy(p, s.encode())
 	err := c.writeBlocks(m, p, stateAt)
 	if err == nil {
