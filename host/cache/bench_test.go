@@ -61,48 +61,72 @@ func BenchmarkHit(b *testing.B) {
 	}
 }
 
-// BenchmarkPut writes lines round a cache that is full, beside the same bytes in the same pieces without a cache.
-func BenchmarkPut(b *testing.B) {
-	const size = 512 << 20
-	b.Run("cache", func(b *testing.B) {
-		b.SetBytes(LineBytes)
-		c := openFileAt(b, filepath.Join(b.TempDir(), "cache"), size, false)
-		p, n := make([]byte, LineBytes), uint64(0)
-		for b.Loop() {
-			n++
-			for len(c.queue) > queueLines/2 {
-				time.Sleep(100 * time.Microsecond)
-			}
-			c.roomy.Store(true) // all comers
-			c.Write(storeA, uint32(n/segmentLines+1), int(n%segmentLines), p)
-		}
-		until(b, "all is taken", func() bool { s := c.Stats(); return s.Dropped+s.Rejected+s.Written == n })
-		if s := c.Stats(); s.Dropped+s.Rejected > n/100 {
-			b.Error("lines were not taken: ", s.Dropped, s.Rejected, " of ", n)
-		} else {
-			b.ReportMetric(s.WriteAmplification, "written/line")
-		}
-		c.Close()
-	})
-	b.Run("bare", func(b *testing.B) {
-		b.SetBytes(LineBytes)
-		m, _, err := openFile(&Options{Path: filepath.Join(b.TempDir(), "cache"), SizeBytes: size})
-		if err != nil {
+// zeroFile has all its blocks, so that the file system has nothing to find.
+func zeroFile(b *testing.B, size int64) string {
+	path := filepath.Join(b.TempDir(), "cache")
+	m, _, err := openFile(&Options{Path: path, SizeBytes: size})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close()
+	for p, at := alignedBytes(pieceSize), int64(0); at < size; at += pieceSize {
+		if _, err := m.WriteAt(p, at); err != nil {
 			b.Fatal(err)
 		}
-		defer m.Close()
-		p, at, n := alignedBytes(pieceSize), int64(0), 0
-		for b.Loop() {
-			if n++; n%(pieceSize/LineBytes) > 0 {
-				continue
+	}
+	return path
+}
+
+// BenchmarkPut writes lines round a cache that is full, beside the same bytes in the same pieces without a cache, both with a
+// barrier after each region: the shortest, and the one of caches from 256 GiB on.
+func BenchmarkPut(b *testing.B) {
+	const size = 1 << 30
+	for _, region := range []uint32{minRegionBytes, maxRegionBytes} {
+		b.Run(fmt.Sprintf("%dMiB/cache", region>>20), func(b *testing.B) {
+			b.SetBytes(LineBytes)
+			c := openWith(b, Options{Path: zeroFile(b, size), SizeBytes: size, regionBytes: region, slowTimeout: time.Minute})
+			p, n := make([]byte, LineBytes), uint64(0)
+			for b.Loop() {
+				n++
+				for len(c.queue) > queueLines/2 {
+					time.Sleep(100 * time.Microsecond)
+				}
+				for before := c.Stats().Rejected; ; before++ { // all comers
+					c.roomy.Store(true)
+					if c.Write(storeA, uint32(n/segmentLines+1), int(n%segmentLines), p); c.Stats().Rejected == before {
+						break
+					}
+				}
 			}
-			if _, err := m.WriteAt(p, at); err != nil {
+			until(b, "all is taken", func() bool { s := c.Stats(); return s.Dropped+s.Written == n })
+			if s := c.Stats(); s.Dropped > n/100 {
+				b.Error("lines were dropped: ", s.Dropped, " of ", n)
+			} else {
+				b.ReportMetric(s.WriteAmplification, "written/line")
+			}
+			c.Close()
+		})
+		b.Run(fmt.Sprintf("%dMiB/bare", region>>20), func(b *testing.B) {
+			b.SetBytes(LineBytes)
+			m, _, err := openFile(&Options{Path: zeroFile(b, size), SizeBytes: size})
+			if err != nil {
 				b.Fatal(err)
 			}
-			m.Sync()
-			at = (at + pieceSize) % size
-		}
-	})
+			defer m.Close()
+			p, at, n := alignedBytes(pieceSize), int64(0), 0
+			for b.Loop() {
+				if n++; n%(pieceSize/LineBytes) > 0 {
+					continue
+				}
+				if _, err := m.WriteAt(p, at); err != nil {
+					b.Fatal(err)
+				}
+				if at = (at + pieceSize) % size; at%int64(region) == 0 {
+					m.Sync()
+				}
+			}
+		})
+	}
 }
 
 // BenchmarkStart1TB starts a full cache of 1 TB on a drive that answers from a function (whose work, making

@@ -182,6 +182,11 @@ func (n *lineName) trailer(block int, t []byte) {
 	copy(t[12:16], n.store[:])
 }
 
+// isOf says whether a trailer is the one of this block of the line.
+func (n *lineName) isOf(block int, t []byte) bool {
+	return le.Uint32(t[4:]) == n.segment && le.Uint32(t[8:]) == uint32(n.line)|uint32(block)<<16 && [4]byte(t[12:]) == [4]byte(n.store[:])
+}
+
 // encodeLine fills a slot with a line.
 func encodeLine(slot []byte, n *lineName, p []byte) {
 	for i := 0; len(p) > 0; i++ {
@@ -201,12 +206,10 @@ func (n *lineName) sum(b []byte) uint32 {
 // decodeLine fills p with what stands in the line from byte at on; blocks begin with the block that
 // holds this byte. It returns ErrCorrupt where a block is not the line's, and p is not to be used then.
 func decodeLine(p, blocks []byte, n *lineName, at int) error {
-	var want [16]byte
 	for i, off := at/payloadBytes, at%payloadBytes; len(p) > 0; i, off = i+1, 0 {
 		b := blocks[:blockBytes]
 		blocks = blocks[blockBytes:]
-		n.trailer(i, want[:])
-		if t := b[payloadBytes:]; [12]byte(t[4:]) != [12]byte(want[4:]) || le.Uint32(t) != n.sum(b) {
+		if t := b[payloadBytes:]; !n.isOf(i, t) || le.Uint32(t) != n.sum(b) {
 			return fmt.Errorf("segment %d line %d block %d: %w", n.segment, n.line, i, ErrCorrupt)
 		}
 		p = p[copy(p, b[off:payloadBytes]):]
