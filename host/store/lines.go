@@ -28,8 +28,8 @@ type lineCache struct {
 	mu    sync.Mutex
 	limit int
 	lines map[lineKey]*line
-	order list.List     // of *line, last used first
-	parts [1024]lineKey // that parts were read of lately, by hash
+	order list.List    // of *line, last used first
+	parts [128]lineKey // that parts were read of lately, by hash
 }
 
 type line struct {

@@ -11,19 +11,23 @@ func (st *Store) readPart(lba uint64, dst []byte, far []where) bool {
 	if !ok {
 		return false
 	}
-	k, from, to := lineOf(far[0].place), SegmentBytes, 0
+	segment, from, to := far[0].place.segment(), SegmentBytes, 0
 	for _, w := range far {
-		if lineOf(w.place) != k || straddles(w.place) {
+		if w.place.segment() != segment {
 			return false
 		}
 		from, to = min(from, w.place.off()), max(to, w.place.off()+w.place.len())
 	}
-	if to-from > partBytes || !st.lines.wantsPart(k) {
+	if to-from > partBytes {
 		return false
 	}
 	p := make([]byte, to-from)
-	if !cache.ReadAt(st.uuid, k.segment, from, p) {
-		return false
+	for at := from; at < to; { // in one line or two
+		n := min(to, (at/LineBytes+1)*LineBytes) - at
+		if !st.lines.wantsPart(lineKey{segment, at / LineBytes}) || !cache.ReadAt(st.uuid, segment, at, p[at-from:at-from+n]) {
+			return false
+		}
+		at += n
 	}
 	for _, w := range far {
 		at := w.place.off() - from
