@@ -77,6 +77,7 @@ type Cache struct {
 	reading, writing health
 	bypassed         atomic.Bool  // nothing is read or written
 	full             atomic.Bool  // nothing is written
+	unsynced         atomic.Bool  // a table may be in the drive's cache only
 	inflight         atomic.Int64 // reads that may use the medium
 	stuck            atomic.Int64 // in the medium, and waited for no more
 

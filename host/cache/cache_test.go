@@ -201,6 +201,31 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// After ten seconds without a power cut, what was put in is durable, be it much or little.
+func TestDurableInTenSeconds(t *testing.T) {
+	for _, lines := range []int{1, smallPer, smallPer + 3, 5 * smallPer} {
+		d := newDisk(smallSize(32))
+		clock := fakeClock{time.Unix(1e9, 0)}
+		o := small(d)
+		o.now = clock.now
+		c := openWith(t, o)
+		for line := range lines {
+			fill(t, c, storeA, 1, line)
+		}
+		clock.t = clock.t.Add(checkpoint)
+		c.everyTick()
+		for k, old := range d.unsaved { // the power goes, and what was not synced with it
+			if d.blocks[k] = old; old == nil {
+				delete(d.blocks, k)
+			}
+		}
+		clear(d.unsaved)
+		if c = openWith(t, o); held(c) != lines {
+			t.Errorf("%d of %d lines", held(c), lines)
+		}
+	}
+}
+
 // A power cut while the medium is formatted leaves what is known as ours.
 func TestCutInFormat(t *testing.T) {
 	for seed := range uint64(50) {

@@ -52,6 +52,7 @@ func (c *Cache) openMedium() (int64, error) {
 	}
 	got := make(chan opened, 1)
 	err := c.slow(func() error {
+		defer close(got)
 		m, size, err := c.opt.open()
 		if errors.Is(err, fs.ErrNotExist) && !strings.HasPrefix(c.opt.Path, "/dev/") {
 			err = fmt.Errorf("%w: %w", errNoPath, err)
@@ -61,6 +62,13 @@ func (c *Cache) openMedium() (int64, error) {
 		}
 		return err
 	})
+	if errors.Is(err, errLate) {
+		c.wg.Go(func() { // or it would be in use when it is opened again
+			if o, ok := <-got; ok {
+				o.m.Close()
+			}
+		})
+	}
 	if err != nil {
 		return 0, fmt.Errorf("cache: open: %w", err)
 	}

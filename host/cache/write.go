@@ -61,14 +61,21 @@ func (c *Cache) writeLoop() {
 	}
 }
 
+// everyTick retries a medium that failed, and every 10 s makes durable what there is.
 func (c *Cache) everyTick() {
 	c.retry()
 	now := c.opt.now()
-	if b := c.filling; b == nil || b.used == b.written {
-		c.lastFlush = now
-	} else if now.Sub(c.lastFlush) >= checkpoint && !c.bypassed.Load() && !c.full.Load() {
-		c.lastFlush = now
+	if c.index == nil || now.Sub(c.lastFlush) < checkpoint || c.bypassed.Load() || c.full.Load() {
+		return
+	}
+	c.lastFlush = now
+	if b := c.filling; b != nil && b.used > b.written {
 		c.writeOut(b)
+	}
+	if c.unsynced.Swap(false) {
+		if err := c.slow(c.medium.Sync); err != nil {
+			c.writeFault(fmt.Errorf("sync: %w", err))
+		}
 	}
 }
 
@@ -284,6 +291,7 @@ func (c *Cache) writeRegion(b *buffer, from, to uint32) error {
 	if err := c.slow(m.Sync); err != nil {
 		return err
 	}
+	c.unsynced.Store(true)
 	return c.writeBlocks(m, c.tableOf(b), l.tableAt(b.region))
 }
 
