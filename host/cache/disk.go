@@ -168,7 +168,7 @@ func openFile(o *Options) (medium, int64, error) {
 	switch {
 	case err == nil && info.Mode()&os.ModeDevice != 0:
 		flags |= os.O_EXCL // refused by the kernel while it is mounted, or part of something
-	case errors.Is(err, os.ErrNotExist) && !strings.HasPrefix(o.Path, "/dev/"):
+	case errors.Is(err, os.ErrNotExist) && !isDevice(o.Path):
 		flags |= os.O_CREATE // but never a file in memory where a device is missing
 	}
 	f := &file{buffered: o.Buffered}
@@ -190,6 +190,11 @@ func openFile(o *Options) (medium, int64, error) {
 		return nil, 0, fmt.Errorf("cache: %s: %w", o.Path, err)
 	}
 	return f, size, nil
+}
+
+// isDevice says whether a path is a device's, be it there or not.
+func isDevice(path string) bool {
+	return strings.HasPrefix(path, "/dev/") && !strings.HasPrefix(path, "/dev/shm/")
 }
 
 func (f *file) prepare(o *Options) (size int64, err error) {

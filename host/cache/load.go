@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"syscall"
 )
 
@@ -54,7 +53,7 @@ func (c *Cache) openMedium() (int64, error) {
 	err := c.slow(func() error {
 		defer close(got)
 		m, size, err := c.opt.open()
-		if errors.Is(err, fs.ErrNotExist) && !strings.HasPrefix(c.opt.Path, "/dev/") {
+		if errors.Is(err, fs.ErrNotExist) && !isDevice(c.opt.Path) {
 			err = fmt.Errorf("%w: %w", errNoPath, err)
 		}
 		if err == nil {
