@@ -226,6 +226,58 @@ func TestDurableInTenSeconds(t *testing.T) {
 	}
 }
 
+// After a restart, writing goes on in a hole in the ring, and the power is cut before a table tells: what was
+// overwritten behind the hole is known.
+func TestCutBehindAHole(t *testing.T) {
+	d := newDisk(smallSize(16))
+	c := openWith(t, small(d))
+	all := func(c *Cache) (n int) {
+		for i := range 40 * smallPer {
+			if has(t, c, storeA, uint32(i/segmentLines+1), i%segmentLines) {
+				n++
+			}
+		}
+		return n
+	}
+	for i := range 20 * smallPer {
+		for range 2 {
+			fill(t, c, storeA, uint32(i/segmentLines+1), i%segmentLines)
+		}
+	}
+	c.Close()
+	l := c.layout
+	hole := (c.next + 5) % l.regions
+	delete(d.blocks, l.tableAt(hole)/blockBytes)
+	c = openWith(t, small(d))
+	if c.next != hole {
+		t.Fatalf("goes on at %d, the hole is %d", c.next, hole)
+	}
+	d.onWrite = func(off int64, _ int) error {
+		switch off {
+		case l.regionAt(hole + 1): // written whole, and the hole's table is not durable
+			delete(d.blocks, l.tableAt(hole)/blockBytes)
+		case l.tableAt(hole + 1):
+			d.dead = true
+			return errPower
+		}
+		return nil
+	}
+	for i := 20 * smallPer; i < 40*smallPer && !d.dead; i++ {
+		for range 2 {
+			fill(t, c, storeA, uint32(i/segmentLines+1), i%segmentLines)
+		}
+	}
+	if !d.dead {
+		t.Fatal("the power was not cut")
+	}
+	d.onWrite = nil
+	d.powerOn()
+	c = openWith(t, small(d))
+	if n := all(c); n < 6*smallPer || c.Stats().Bad > 0 {
+		t.Errorf("%d lines, %d bad", n, c.Stats().Bad)
+	}
+}
+
 // A power cut while the medium is formatted leaves what is known as ours.
 func TestCutInFormat(t *testing.T) {
 	for seed := range uint64(50) {
