@@ -1,344 +1,382 @@
-// Package cache is the flash cache of a host: lines of segments on a file, partition or SSD.
-//
-// It owns the medium and the little memory that says what is where. It promises: a line that it
-// gives is the line that was put in under this name, proved by a checksum over name and content
-// at every read; what a clean stop or a power cut left is found again (but for lines written in
-// the last second); a medium that fails is left alone from then on and reported, and every call
-// still returns. It never holds anything that is not on the shelf too, and never needs to be
-// told that something changed: a line's name is never used for other bytes.
-//
-// # Medium
-//
-// The head, then regions, each a table and 126 lines. Little endian; crc32c (Castagnoli) from byte 12
-// to the end of the block.
-//
-//	head        0  8  "LEDGECH1"            table      0  8  "LEDGECT1"
-//	(4 KiB)     8  4  crc32c                (4 KiB)    8  4  crc32c
-//	           12  4  version, 1                      12  4  region's number
-//	           16 16  id of this formatting           16 16  id of the formatting
-//	           32  4  regions                         64     126 × entry:
-//	           36  4  slots in a region, 126             0 16  UUID of the store
-//	           40  4  bytes of a line, 65536            16  4  segment; 0: nothing here
-//	                                                    20  2  line
-//	line       65536 bytes as they are on the shelf     24  4  crc32c of UUID, segment (4 bytes), line (2), content
-//
-// Lines are written one behind the other round the medium (a flash drive's favourite order: its
-// own write amplification stays near 1), passing over those that were read since the last round. A
-// table follows its lines, so that after a power cut it may name what was overwritten; the
-// line's checksum tells.
-//
-// # Memory
-//
-// About 45 bytes for each line: 0.7 GB for 1 TB.
 package cache
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
+	"time"
 )
 
-// Medium is what the cache is on.
-type Medium interface {
-	io.ReaderAt
-	io.WriterAt
-}
+const (
+	// LineBytes is the length of a line: store.LineBytes.
+	LineBytes = 64 << 10
+	// segmentLines are in a segment: store.SegmentBytes / store.LineBytes.
+	segmentLines = 128
+
+	maxStores   = 1 << 8
+	queueLines  = 256 // wait for the writer at most: 16 MiB
+	readTimeout = 500 * time.Millisecond
+	tick        = time.Second
+	// checkpoint is how long a line is in memory only.
+	checkpoint = 10 * time.Second
+)
+
+var (
+	// ErrSize: the medium is too small.
+	ErrSize = errors.New("cache: size")
+	// ErrForeign: the medium holds something that this package didn't write. It is not touched.
+	ErrForeign = errors.New("cache: not a cache of Ledge")
+	// ErrStuck: Close gave up waiting for a medium that hangs.
+	ErrStuck = errors.New("cache: stuck")
+)
 
 // Options of Open.
 type Options struct {
 	// Path of a file, made if it is not there, or of a block device.
 	Path string
-	// SizeBytes of the medium to use; zero: what the file or device has.
+	// SizeBytes of the medium to use, up to 16 TiB; zero: what the file or device has. A file
+	// grows or shrinks to it.
 	SizeBytes int64
-	Logger    *slog.Logger
+	// Buffered goes through the page cache, which then holds a second copy of what is read often.
+	// Otherwise it is avoided (O_DIRECT) where the file system can.
+	Buffered bool
+	// ReadTimeout is what a read may take before it is a miss (default 500 ms).
+	ReadTimeout time.Duration
+	Logger      *slog.Logger
 
-	// medium replaces Path, for tests.
-	medium Medium
+	// For tests: another medium than Path; everything in the caller's goroutine; another clock;
+	// other lengths of regions and lines.
+	open                   func() (medium, int64, error)
+	inline                 bool
+	now                    func() time.Time
+	slowTimeout            time.Duration
+	regionBytes, lineBytes uint32
 }
-
-// ErrSize: the medium is too small for one region, or too large to be addressed.
-var ErrSize = errors.New("cache: size")
-
-const (
-	maxStores  = 1 << 8
-	queueLines = 256 // written to the cache while they wait: 16 MiB
-)
 
 // Cache implements store.Cache. All its methods may be called concurrently.
+//
+// mu guards what its group says and is held for moments, never across I/O; health.mu and the
+// ghost's locks come after it.
 type Cache struct {
-	medium Medium
-	file   *os.File
-	log    *slog.Logger
-	head   head
-	queue  chan put
-	wg     sync.WaitGroup
-	lines  sync.Pool
+	opt     Options
+	log     *slog.Logger
+	queue   chan put
+	reads   chan *op
+	flushes chan *buffer
+	free    chan *buffer // two in all
+	resizes chan resize
+	stop    chan struct{}
+	wg      sync.WaitGroup // the goroutines
+	readWG  sync.WaitGroup // calls of Read
+	ops     sync.Pool
+	lines   sync.Pool
 
-	hits, misses, bad, written, dropped atomic.Uint64
+	reading, writing health
+	bypassed         atomic.Bool  // nothing is read or written
+	full             atomic.Bool  // nothing is written
+	unsynced         atomic.Bool  // a table may be in the drive's cache only
+	inflight         atomic.Int64 // reads that may use the medium
+	stuck            atomic.Int64 // in the medium, and waited for no more
 
-	mu     sync.RWMutex
-	failed error
-	closed bool
-	stores [][16]byte
-	slots  []slot
-	where  map[name]uint32 // slot of each line
+	counters
 
-	next  uint32 // owned by the writer: the slot it looks at next
-	dirty map[uint32]bool
-}
+	mu       sync.RWMutex
+	closed   bool
+	medium   medium
+	head     head
+	layout   layout
+	stores   [][16]byte
+	perStore []*storeCounters
+	index    *index
+	ghost    *ghost
+	seqs     []uint64 // of regions: changes when one is filled anew
+	filling  *buffer
+	flushing *buffer
 
-// name is a line's name in 8 bytes: number of the store (8 bits), segment (32), line (16).
-type name uint64
-
-func nameOf(store int, segment uint32, line int) name {
-	return name(uint64(store)<<48 | uint64(segment)<<16 | uint64(uint16(line)))
-}
-
-type slot struct {
-	name name // 0: free
-	sum  uint32
-	used bool // read since the writer passed
+	// The writer's own.
+	next      uint32 // region to fill
+	sequence  uint64 // of the newest region
+	foreign   bool
+	marked    bool // the medium says that it is being written,
+	moved     bool // but not from where on
+	lastFlush time.Time
 }
 
 // put is a line on its way to the medium.
 type put struct {
 	store   [16]byte
 	segment uint32
-	line    int
+	line    uint8
 	data    []byte
 }
 
-// Open finds what the medium holds, or formats it.
+// Open finds what the medium holds, or formats it where it is empty. A medium that fails is no
+// error: the cache is bypassed until it works. ErrForeign, ErrInUse, ErrSize and a path that can't be
+// opened are.
 func Open(ctx context.Context, o Options) (*Cache, error) {
-	c := &Cache{medium: o.medium, log: o.Logger, queue: make(chan put, queueLines), where: map[name]uint32{}, dirty: map[uint32]bool{}}
-	c.lines.New = func() any { return make([]byte, lineBytes) }
+	c := &Cache{opt: o, log: o.Logger, queue: make(chan put, queueLines), reads: make(chan *op), flushes: make(chan *buffer, 1),
+		free: make(chan *buffer, 2), resizes: make(chan resize), stop: make(chan struct{}),
+		reading: health{what: "medium", forgiven: readFaults}, writing: health{what: "writing"}}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	size := o.SizeBytes
-	if c.medium == nil {
-		if err := c.openFile(o.Path, &size); err != nil {
+	if o.open == nil {
+		c.opt.open = func() (medium, int64, error) { return openFile(&c.opt) }
+	}
+	if o.now == nil {
+		c.opt.now = time.Now
+	}
+	if o.ReadTimeout == 0 {
+		c.opt.ReadTimeout = readTimeout
+	}
+	if o.slowTimeout == 0 {
+		c.opt.slowTimeout = slowTimeout
+	}
+	if o.lineBytes == 0 {
+		c.opt.lineBytes = LineBytes
+	}
+	c.ops.New = c.newOp
+	c.lines.New = func() any { return make([]byte, c.opt.lineBytes) }
+	c.lastFlush = c.opt.now()
+	if err := c.attach(ctx); err != nil {
+		if isRefusal(err) {
+			close(c.stop)
+			c.closeMedium()
 			return nil, err
 		}
+		c.bypassed.Store(true)
+		c.reading.bypass(c.opt.now(), err)
+		c.log.Error("cache bypassed: its medium fails; reads go to the shelf", "err", err)
 	}
-	regions := (size - blockBytes) / regionBytes
-	if regions < 1 || regions*slotsPer >= 1<<32 {
-		c.closeFile()
-		return nil, fmt.Errorf("cache: %d bytes; at least %d are needed: %w", size, blockBytes+regionBytes, ErrSize)
+	if !o.inline {
+		for range readers {
+			c.wg.Go(c.readLoop)
+		}
+		c.wg.Go(c.writeLoop)
+		c.wg.Go(c.flushLoop)
 	}
-	c.slots = make([]slot, regions*slotsPer)
-	if err := c.load(ctx, uint32(regions)); err != nil {
-		c.closeFile()
-		return nil, err
-	}
-	c.wg.Go(c.writeLoop)
 	return c, nil
 }
 
-func (c *Cache) openFile(path string, size *int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fmt.Errorf("cache: %w", err)
-	}
-	c.file, c.medium = f, f
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return fmt.Errorf("cache: %s is in use by another process: %w", path, err)
-	}
-	info, err := f.Stat()
-	if err == nil && info.Mode().IsRegular() && *size > 0 {
-		err = f.Truncate(*size)
-	}
-	end := int64(0)
-	if err == nil {
-		end, err = f.Seek(0, io.SeekEnd)
-	}
-	if err != nil {
-		f.Close()
-		return fmt.Errorf("cache: %s: %w", path, err)
-	}
-	if *size == 0 || *size > end {
-		*size = end
-	}
-	return nil
-}
-
-func (c *Cache) closeFile() error {
-	if c.file == nil {
-		return nil
-	}
-	return c.file.Close()
-}
-
-// load reads the tables, or formats the medium where it is not ours or has another size.
-func (c *Cache) load(ctx context.Context, regions uint32) error {
-	p := make([]byte, blockBytes)
-	if _, err := c.medium.ReadAt(p, 0); err != nil && err != io.EOF {
-		return fmt.Errorf("cache: read head: %w", err)
-	}
-	h, err := decodeHead(p)
-	if err != nil || h.regions != regions {
-		c.head = head{regions: regions}
-		rand.Read(c.head.id[:])
-		if _, err := c.medium.WriteAt(c.head.encode(), 0); err != nil {
-			return fmt.Errorf("cache: format: %w", err)
-		}
-		return nil
-	}
-	c.head = h
-	for r := range regions {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if _, err := c.medium.ReadAt(p, tableAt(r)); err != nil && err != io.EOF {
-			return fmt.Errorf("cache: read table %d: %w", r, err)
-		}
-		entries, err := decodeTable(c.head.id, r, p)
-		if err != nil {
-			continue // never written, or torn: its lines are gone
-		}
-		for i := range entries {
-			if e := &entries[i]; e.used() {
-				if s, ok := c.storeNumber(e.store, true); ok {
-					c.enter(r*slotsPer+uint32(i), nameOf(s, e.segment, int(e.line)), e.sum)
-				}
-			}
-		}
-	}
-	return nil
-}
-
-func tableAt(region uint32) int64 { return blockBytes + int64(region)*regionBytes }
-
-func lineAt(slot uint32) int64 {
-	return tableAt(slot/slotsPer) + blockBytes + int64(slot%slotsPer)*lineBytes
-}
-
-// storeNumber finds a store's number. mu is held; for writing, if it may be made.
-func (c *Cache) storeNumber(store [16]byte, add bool) (int, bool) {
-	for i, s := range c.stores {
-		if s == store {
-			return i, true
-		}
-	}
-	if !add || len(c.stores) == maxStores {
-		return 0, false
-	}
-	c.stores = append(c.stores, store)
-	return len(c.stores) - 1, true
-}
-
-// enter says that a slot holds a line. mu is held for writing.
-func (c *Cache) enter(at uint32, n name, sum uint32) {
-	c.leave(at)
-	if old, ok := c.where[n]; ok {
-		c.leave(old)
-	}
-	c.slots[at] = slot{name: n, sum: sum}
-	c.where[n] = at
-}
-
-// leave says that a slot holds nothing. mu is held for writing.
-func (c *Cache) leave(at uint32) {
-	if n := c.slots[at].name; n != 0 {
-		delete(c.where, n)
-	}
-	c.slots[at] = slot{}
+func (c *Cache) slotBytes() int {
+	return (int(c.opt.lineBytes) + payloadBytes - 1) / payloadBytes * blockBytes
 }
 
 // Read fills p with the line and returns true, or returns false.
 func (c *Cache) Read(store [16]byte, segment uint32, line int, p []byte) bool {
+	hit := len(p) == int(c.opt.lineBytes) && c.read(store, segment, line, 0, p, true)
+	if !hit {
+		c.misses.Add(1)
+	}
+	return hit
+}
+
+// ReadAt fills p with what stands at off in the segment, within one line, and returns true, or
+// returns false. It reads no more of the medium than it needs. Who gets false is to ask for the whole line next, so
+// that this is no miss yet.
+func (c *Cache) ReadAt(store [16]byte, segment uint32, off int, p []byte) bool {
+	lineBytes := int(c.opt.lineBytes)
+	line, at := off/lineBytes, off%lineBytes
+	return off >= 0 && len(p) > 0 && at+len(p) <= lineBytes && c.read(store, segment, line, at, p, false)
+}
+
+// read: once more if the line moved meanwhile.
+func (c *Cache) read(store [16]byte, segment uint32, line, at int, p []byte, whole bool) bool {
+	if segment == 0 || line < 0 || line >= segmentLines {
+		return false
+	}
+	n := lineName{store: store, segment: segment, line: uint8(line)}
+	hit, moved := c.readOnce(&n, at, p, whole)
+	if moved {
+		hit, _ = c.readOnce(&n, at, p, whole)
+	}
+	return hit
+}
+
+// readOnce looks the line up, reads and verifies it, and judges the medium by it, unless the line moved
+// while it was read. Of a whole line it notes that it was missed.
+func (c *Cache) readOnce(want *lineName, at int, p []byte, whole bool) (hit, moved bool) {
+	c.inflight.Add(1)
+	defer c.inflight.Add(-1)
+	if c.bypassed.Load() {
+		return false, false
+	}
+	if whole {
+		c.meet(want.store)
+	}
 	c.mu.RLock()
-	s, known := c.storeNumber(store, false)
-	n := nameOf(s, segment, line)
-	at, found := c.where[n]
-	if !known || !found || c.failed != nil || c.closed || len(p) != lineBytes {
+	s, known := c.storeNumber(want.store)
+	if c.closed || c.index == nil || !known {
 		c.mu.RUnlock()
-		c.misses.Add(1)
-		return false
+		return false, false
 	}
-	sum := c.slots[at].sum
-	c.mu.RUnlock()
-	if _, err := c.medium.ReadAt(p, lineAt(at)); err != nil {
-		c.fail(fmt.Errorf("read slot %d: %w", at, err))
-		c.misses.Add(1)
-		return false
+	c.readWG.Add(1)
+	defer c.readWG.Done()
+	n, counters := nameOf(s, want.segment, want.line), c.perStore[s]
+	slot, found := c.index.find(n)
+	if !found {
+		g := c.ghost
+		c.mu.RUnlock()
+		if whole {
+			g.miss(n)
+			counters.misses.Add(1)
+		}
+		return false, false
 	}
-	good := sumOf(store, segment, line, p) == sum
-	c.mu.Lock()
-	if c.slots[at].name == n && c.slots[at].sum == sum {
-		if c.slots[at].used = true; !good {
-			c.leave(at)
-			c.bad.Add(1)
+	c.index.hit(slot)
+	*want = c.lineName(want.store, want.segment, want.line)
+	l, region := &c.layout, slot/c.layout.perRegion
+	seq := c.seqs[region]
+	first, blocks := l.blocksOf(at, len(p))
+	var err error
+	if b := c.inMemory(region); b != nil {
+		err = decodeLine(p, b.slot(l, slot%l.perRegion)[first*blockBytes:], want, at)
+		c.mu.RUnlock()
+	} else {
+		o := c.ops.Get().(*op)
+		o.m, o.n, o.off = c.medium, blocks*blockBytes, l.slotAt(slot)+int64(first)*blockBytes
+		c.mu.RUnlock()
+		if err = c.readOp(o); err == nil {
+			err = decodeLine(p, o.buf[:o.n], want, at)
+		}
+		if !errors.Is(err, errLate) {
+			c.ops.Put(o)
 		}
 	}
-	c.mu.Unlock()
-	if !good {
-		c.misses.Add(1)
+	if err == nil {
+		c.hits.Add(1)
+		c.hitBytes.Add(uint64(len(p)))
+		counters.hits.Add(1)
+		counters.hitBytes.Add(uint64(len(p)))
+		return true, false
+	}
+	if !errors.Is(err, errLate) && !c.forget(slot, n, seq) {
+		return false, true
+	}
+	c.readFault(err)
+	if whole {
+		counters.misses.Add(1)
+	}
+	return false, false
+}
+
+// inMemory returns the buffer that holds a region, if one does. mu is held.
+func (c *Cache) inMemory(region uint32) *buffer {
+	for _, b := range []*buffer{c.filling, c.flushing} {
+		if b != nil && b.region == region {
+			return b
+		}
+	}
+	return nil
+}
+
+// forget drops a line that was read and is not what it should be, if the slot is what it was then.
+func (c *Cache) forget(slot uint32, n name, seq uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slot >= c.layout.slots() || c.seqs[slot/c.layout.perRegion] != seq || c.index.at(slot).bare() != n {
 		return false
 	}
-	c.hits.Add(1)
+	c.index.remove(slot)
 	return true
 }
 
-// Write keeps a copy of a line, if the medium keeps up; it never waits.
-func (c *Cache) Write(store [16]byte, segment uint32, line int, p []byte) {
+// storeNumber finds a store's number. mu is held.
+func (c *Cache) storeNumber(store [16]byte) (int, bool) {
+	for i := range c.stores {
+		if c.stores[i] == store {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// meet gives a store its number when it first asks.
+func (c *Cache) meet(store [16]byte) {
 	c.mu.RLock()
-	s, known := c.storeNumber(store, false)
-	_, have := c.where[nameOf(s, segment, line)]
-	if known && have || c.failed != nil || c.closed || segment == 0 || line < 0 || line >= 1<<16 || len(p) != lineBytes {
-		c.mu.RUnlock()
+	_, known := c.storeNumber(store)
+	c.mu.RUnlock()
+	if !known {
+		c.mu.Lock()
+		c.addStore(store)
+		c.mu.Unlock()
+	}
+}
+
+// addStore gives a store a number, one of a store without lines where all are given away. mu is held.
+func (c *Cache) addStore(store [16]byte) (int, bool) {
+	if i, ok := c.storeNumber(store); ok {
+		return i, true
+	}
+	if len(c.stores) < maxStores {
+		c.stores, c.perStore = append(c.stores, store), append(c.perStore, &storeCounters{})
+		return len(c.stores) - 1, true
+	}
+	for i := range c.stores {
+		if c.index != nil && c.index.held[i] == 0 {
+			c.stores[i], c.perStore[i] = store, &storeCounters{}
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// Write keeps a copy of a line, if it was asked for before (or there is room that nobody needs), and if the
+// medium keeps up; it never waits.
+func (c *Cache) Write(store [16]byte, segment uint32, line int, p []byte) {
+	if len(p) != int(c.opt.lineBytes) || segment == 0 || line < 0 || line >= segmentLines || c.bypassed.Load() || c.full.Load() {
 		return
 	}
+	c.mu.RLock()
 	defer c.mu.RUnlock() // held, so that Close knows that nothing follows
+	if c.closed || c.index == nil {
+		return
+	}
+	if s, known := c.storeNumber(store); known {
+		n := nameOf(s, segment, uint8(line))
+		if _, have := c.index.find(n); have {
+			return
+		}
+		if admitted := c.ghost.admit(n); !admitted && !c.roomy.Load() {
+			c.rejected.Add(1)
+			return
+		}
+	} else if !c.roomy.Load() {
+		c.rejected.Add(1)
+		return
+	}
 	data := c.lines.Get().([]byte)
 	copy(data, p)
 	select {
-	case c.queue <- put{store, segment, line, data}:
+	case c.queue <- put{store, segment, uint8(line), data}:
 	default:
 		c.lines.Put(data)
 		c.dropped.Add(1)
 	}
 }
 
-// fail leaves the medium alone from now on.
-func (c *Cache) fail(err error) {
+// Forget drops all lines of a segment that was freed, so that they take no more of the reader's or
+// the writer's time. It costs microseconds. What is on the medium stays there until it is
+// overwritten, and may be found again after a restart: no harm, as numbers of segments are used once.
+func (c *Cache) Forget(store [16]byte, segment uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.failed == nil {
-		c.failed = fmt.Errorf("cache: %w", err)
-		c.log.Error("cache bypassed: its medium failed", "err", err)
+	s, known := c.storeNumber(store)
+	if !known || c.index == nil || segment == 0 {
+		return
+	}
+	for line := range segmentLines {
+		if slot, ok := c.index.find(nameOf(s, segment, uint8(line))); ok {
+			c.index.remove(slot)
+			c.forgotten.Add(1)
+		}
 	}
 }
 
-// Stats of a cache.
-type Stats struct {
-	// Hits and Misses count reads; Bad lines whose checksum was wrong, which are misses too.
-	Hits, Misses, Bad uint64
-	// Written and Dropped count lines; those that came faster than the medium takes are dropped.
-	Written, Dropped uint64
-	// Bytes are held, of CapacityBytes.
-	Bytes, CapacityBytes int64
-	// Err is why the medium is bypassed, or nil.
-	Err error
-}
-
-// Stats returns the figures of now.
-func (c *Cache) Stats() Stats {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return Stats{Hits: c.hits.Load(), Misses: c.misses.Load(), Bad: c.bad.Load(), Written: c.written.Load(), Dropped: c.dropped.Load(),
-		Bytes: int64(len(c.where)) * lineBytes, CapacityBytes: int64(len(c.slots)) * lineBytes, Err: c.failed}
-}
-
-// Close writes what is on its way, and ends.
+// Close writes what is on its way, and ends. A medium that hangs is left alone after a while, with ErrStuck.
 func (c *Cache) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -346,9 +384,30 @@ func (c *Cache) Close() error {
 		return nil
 	}
 	c.closed = true
-	failed := c.failed
 	close(c.queue)
 	c.mu.Unlock()
-	c.wg.Wait()
-	return errors.Join(failed, c.closeFile())
+	c.readWG.Wait()
+	if c.opt.inline {
+		c.finish()
+	}
+	ended := make(chan struct{})
+	go func() {
+		c.wg.Wait()
+		close(ended)
+	}()
+	timer := time.NewTimer(3 * c.opt.slowTimeout)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+		return errors.Join(fmt.Errorf("cache %s: %d requests hang in the medium: %w", c.opt.Path, c.stuck.Load(), ErrStuck), c.closeMedium())
+	}
+	return errors.Join(c.reading.err(), c.writing.err(), c.closeMedium())
+}
+
+func (c *Cache) closeMedium() error {
+	if c.medium == nil {
+		return nil
+	}
+	return c.medium.Close()
 }

@@ -2,8 +2,12 @@ package store
 
 import (
 	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
+	"github.com/ledge-storage/ledge/host/cache"
 	"github.com/ledge-storage/ledge/host/dedup"
 )
 
@@ -92,4 +96,53 @@ func BenchmarkRead4K(b *testing.B) {
 	}
 	b.StopTimer()
 	st.stop()
+}
+
+// BenchmarkCacheHit reads 4 KiB at random through the flash cache, beside a bare read of as many bytes of the same
+// file, with checksum and decoding. The file is in the page cache: what is measured is our part.
+func BenchmarkCacheHit(b *testing.B) {
+	const blocks = 32768
+	path := filepath.Join(b.TempDir(), "cache")
+	c, err := cache.Open(b.Context(), cache.Options{Path: path, SizeBytes: 512 << 20, Buffered: true})
+	must(b, err)
+	defer c.Close()
+	p := &power{}
+	j, s := &sink{*newMemory(b, p, 256<<20, false), false}, &sink{*newMemory(b, p, 1<<50, false), true}
+	st := open(b, Options{Journal: j, Segments: s, MapBytes: 4 << 30, IndexBytes: 256 << 20, LineBytes: LineBytes, Cache: c})
+	defer st.stop()
+	_, err = st.CreateVolume(b.Context(), "a", 1<<40)
+	must(b, err)
+	v := volume(b, st, "a")
+	must(b, v.Write(b.Context(), 0, noise(1, blocks)))
+	must(b, st.Checkpoint(b.Context()))
+	dst := make([]byte, BlockBytes)
+	for range 3 {
+		for lba := range uint64(blocks) {
+			must(b, v.Read(b.Context(), lba, dst))
+		}
+	}
+	rng := rand.New(rand.NewPCG(1, 1))
+	b.Run("store", func(b *testing.B) {
+		before := c.Stats()
+		for b.Loop() {
+			must(b, v.Read(b.Context(), uint64(rng.IntN(blocks)), dst))
+		}
+		after := c.Stats()
+		b.ReportMetric(float64(after.Hits-before.Hits)/float64(after.Hits-before.Hits+after.Misses-before.Misses), "hits")
+		b.ReportMetric(float64(after.HitBytes-before.HitBytes)/float64(b.N), "flashbytes/op")
+	})
+	b.Run("bare", func(b *testing.B) {
+		f, err := os.Open(path)
+		must(b, err)
+		defer f.Close()
+		l := v.m.get(5)
+		stored, err := st.readStored(b.Context(), l)
+		must(b, err)
+		got := make([]byte, l.len())
+		for b.Loop() {
+			_, err := f.ReadAt(got, 16<<20+rng.Int64N(100<<20))
+			must(b, err)
+			must(b, decodeBlock(l, dst, stored))
+		}
+	})
 }

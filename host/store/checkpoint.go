@@ -207,8 +207,12 @@ func (st *Store) free(ctx context.Context, numbers []uint32) error {
 		}
 		i += run
 	}
+	forgetful, _ := st.opt.Cache.(forgetfulCache)
 	for _, n := range numbers {
 		st.tables.drop(n)
+		if forgetful != nil {
+			forgetful.Forget(st.uuid, n)
+		}
 	}
 	st.mu.Lock()
 	st.counters.segmentsFreed += int64(len(numbers))

@@ -25,6 +25,17 @@ type Cache interface {
 	Write(store [16]byte, segment uint32, line int, p []byte)
 }
 
+// partCache is a Cache that can read less than a line: what stands at off in the segment, within one line. Who
+// gets false asks for the line, so that it is no miss yet.
+type partCache interface {
+	ReadAt(store [16]byte, segment uint32, off int, p []byte) bool
+}
+
+// forgetfulCache is a Cache that wants to know which segments were freed.
+type forgetfulCache interface {
+	Forget(store [16]byte, segment uint32)
+}
+
 // noCache is the cache of a host without one.
 type noCache struct{}
 

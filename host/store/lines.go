@@ -28,7 +28,8 @@ type lineCache struct {
 	mu    sync.Mutex
 	limit int
 	lines map[lineKey]*line
-	order list.List // of *line, last used first
+	order list.List    // of *line, last used first
+	parts [128]lineKey // that parts were read of lately, by hash
 }
 
 type line struct {
@@ -64,6 +65,18 @@ func (c *lineCache) get(k lineKey) (l *line, mine bool) {
 		e = prev
 	}
 	return l, true
+}
+
+// wantsPart says whether a part of the line is enough: it is not here, nor was it asked for a moment ago.
+func (c *lineCache) wantsPart(k lineKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := &c.parts[(k.segment*31+uint32(k.line))%uint32(len(c.parts))]
+	if c.lines[k] != nil || *last == k {
+		return false
+	}
+	*last = k
+	return true
 }
 
 func (c *lineCache) remove(l *line) {

@@ -12,7 +12,8 @@ import (
 //
 //  1. the dirty map: what is in no segment yet (after waiting until it is durable);
 //  2. the map, and there a segment that is in memory still;
-//  3. the line cache in RAM, the flash cache, the segment LUN (lines.go), a line at a time;
+//  3. the line cache in RAM, the flash cache, the segment LUN (lines.go), a line at a time; a small read whose line was not
+//     asked for lately gets no more than it needs from the flash cache (part.go);
 //  4. the block's checksum, which covers its address; then it is decoded.
 //
 // A block whose line fails the checksum is read again from the LUN, past the caches; then the map is
@@ -107,6 +108,9 @@ func (v *Volume) near(lba uint64, dst []byte, durable bool) (where, error) {
 
 // readFar is steps 3 and 4 for the blocks that are on the LUN.
 func (v *Volume) readFar(ctx context.Context, lba uint64, dst []byte, far []where) error {
+	if v.st.readPart(lba, dst, far) {
+		return nil
+	}
 	lines, err := v.st.fetch(ctx, far)
 	if err != nil {
 		return err
