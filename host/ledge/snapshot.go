@@ -178,14 +178,14 @@ volume as it is. An incremental backup reads these ranges and no others.`,
 			}
 			defer c.Close()
 			all := api.Diff{Volume: volume, From: from, To: to, Ranges: []api.Range{}}
-			if !t.json {
-				fmt.Fprintln(t.out, "OFFSET LENGTH")
-			}
 			for offset := int64(0); ; {
 				q := url.Values{"from": {from}, "to": {to}, "offset": {strconv.FormatInt(offset, 10)}}
 				var d api.Diff
 				if err := c.Do(cmd.Context(), http.MethodGet, volumePath(volume)+"/diff?"+q.Encode(), nil, &d); err != nil {
 					return explain(err)
+				}
+				if offset == 0 && !t.json {
+					fmt.Fprintln(t.out, "OFFSET LENGTH")
 				}
 				all.Bytes += d.Bytes
 				if t.json {

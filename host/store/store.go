@@ -26,7 +26,7 @@ var (
 	ErrClosed = errors.New("store: closed")
 	// ErrExists, ErrNotFound, ErrName, ErrSize: what is wrong with a request for a volume.
 	ErrExists   = errors.New("store: volume exists")
-	ErrNotFound = errors.New("store: no such volume")
+	ErrNotFound = errors.New("store: no such volume or snapshot")
 	ErrName     = errors.New("store: bad volume name")
 	ErrSize     = errors.New("store: bad volume size")
 	// ErrLimit: as many volumes or snapshots as a store can have.
