@@ -22,7 +22,8 @@ import (
 // The bare programs have the same link and a region of the same kind. "bare link and persist, QD 1": a block with a header goes to the
 // other end, which answers, and then the same bytes are persisted: one round trip of the link and one persist. "link,
 // QD 32": 32 blocks with headers are on their way at a time, and each is answered; what has come together is written, and
-// answered, together. Nothing is persisted.
+// answered, together. Nothing is persisted. "bare link and persist, QD 32" is the same, with what goes together persisted by one
+// write at both ends before it counts: what any mirror on this machine must do.
 
 const (
 	pathDepth  = 32
@@ -33,6 +34,7 @@ const (
 var pathAsks = []ask{
 	{what: "4 KiB write, QD 1, latency to round trip + persist", a: "write QD 1", b: "bare QD 1", bound: 1.5, atMost: true},
 	{what: "4 KiB write, QD 32, to the link's throughput", a: "write QD 32", b: "link QD 32", bound: .7, comment: "the link alone persists nothing"},
+	{what: "4 KiB write, QD 32, to link and persist", a: "write QD 32", b: "bare QD 32", bound: .7, comment: "both ends persist each batch with one write"},
 }
 
 func openPathTCP(ctx context.Context, s settings, dir string) (*contest, error) {
@@ -49,9 +51,13 @@ func openPath(ctx context.Context, s settings, dir string, over linkMaker) (*con
 	if err != nil {
 		return nil, err
 	}
-	l, err := newBareLink(ctx, filepath.Join(dir, "bare"), over)
+	l, err := newBareLink(ctx, filepath.Join(dir, "bare"), over, false)
 	if err != nil {
 		return nil, errors.Join(err, r.close())
+	}
+	both, err := newBareLink(ctx, filepath.Join(dir, "both"), over, true)
+	if err != nil {
+		return nil, errors.Join(err, l.close(), r.close())
 	}
 	blocks := uint64(lunBytes / raid.BlockBytes)
 	bufs := make([][]byte, pathDepth)
@@ -59,7 +65,7 @@ func openPath(ctx context.Context, s settings, dir string, over linkMaker) (*con
 		bufs[i] = randomBytes(raid.BlockBytes, i)
 	}
 	return &contest{
-		close: func() error { return errors.Join(l.close(), r.close()) },
+		close: func() error { return errors.Join(both.close(), l.close(), r.close()) },
 		contestants: []contestant{
 			{name: "write QD 1", unit: "µs", before: r.settle, run: latency(func(int) error {
 				return r.lun.Write(ctx, rand.Uint64N(blocks), bufs[:1], false)
@@ -72,7 +78,10 @@ func openPath(ctx context.Context, s settings, dir string, over linkMaker) (*con
 					return 1, r.lun.Write(ctx, rand.Uint64N(blocks), bufs[worker:worker+1], false)
 				})
 			}},
-			{name: "link QD 32", unit: "IOPS", run: l.stream},
+			{name: "link QD 32", unit: "IOPS", run: func(ctx context.Context, d time.Duration) (float64, error) { return l.stream(ctx, d, nil) }},
+			{name: "bare QD 32", unit: "IOPS", run: func(ctx context.Context, d time.Duration) (float64, error) {
+				return both.stream(ctx, d, both.persistBatch)
+			}},
 		},
 	}, nil
 }
@@ -81,6 +90,9 @@ func openPath(ctx context.Context, s settings, dir string, over linkMaker) (*con
 type bareLink struct {
 	c      net.Conn
 	region region.Region
+	far    region.Region // the other end's, if it persists
+	at     int64
+	batch  []byte // a record of as many blocks as may be on their way, and its header
 	frame  []byte
 	record []byte
 	ack    []byte
@@ -88,7 +100,7 @@ type bareLink struct {
 	end    func() error
 }
 
-func newBareLink(ctx context.Context, dir string, over linkMaker) (*bareLink, error) {
+func newBareLink(ctx context.Context, dir string, over linkMaker, persists bool) (*bareLink, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -96,15 +108,27 @@ func newBareLink(ctx context.Context, dir string, over linkMaker) (*bareLink, er
 	if err != nil {
 		return nil, err
 	}
-	l := &bareLink{frame: make([]byte, frameBytes), ack: make([]byte, ackBytes), record: aligned(2 * raid.BlockBytes)}
+	l := &bareLink{frame: make([]byte, frameBytes), ack: make([]byte, ackBytes), record: aligned(2 * raid.BlockBytes),
+		batch: aligned((pathDepth + 1) * raid.BlockBytes)}
+	var persist func(frames int) error
+	if persists {
+		if l.far, err = region.Open(filepath.Join(dir, "far"), region.Options{Create: true, Size: 64 << 20}); err != nil {
+			return nil, errors.Join(err, ends.listener.Close(), ends.close())
+		}
+		at, batch := int64(0), aligned((pathDepth+1)*raid.BlockBytes)
+		persist = func(frames int) error { return persistAt(l.far, &at, batch, frames) }
+	}
 	l.done.Go(func() {
 		if c, err := ends.listener.Accept(); err == nil {
-			echo(c)
+			echo(c, persist)
 		}
 	})
 	l.end = func() error {
 		err := errors.Join(ends.listener.Close(), ends.close())
 		l.done.Wait()
+		if l.far != nil {
+			err = errors.Join(err, l.far.Close())
+		}
 		return err
 	}
 	if l.c, err = ends.dial(ctx); err != nil {
@@ -116,8 +140,27 @@ func newBareLink(ctx context.Context, dir string, over linkMaker) (*bareLink, er
 	return l, nil
 }
 
-// echo answers each frame, all that have come together.
-func echo(c net.Conn) {
+// persistAt writes a record of so many blocks, and its header, behind the last one.
+func persistAt(r region.Region, at *int64, batch []byte, blocks int) error {
+	for blocks > 0 {
+		n := min(blocks, pathDepth)
+		b := batch[:(n+1)*raid.BlockBytes]
+		if *at+int64(len(b)) > r.Size() {
+			*at = 0
+		}
+		if _, err := r.WriteAt(b, *at); err != nil {
+			return err
+		}
+		*at += int64(len(b))
+		blocks -= n
+	}
+	return nil
+}
+
+func (l *bareLink) persistBatch(blocks int) error { return persistAt(l.region, &l.at, l.batch, blocks) }
+
+// echo answers each frame, all that have come together, when persist, if it is not nil, has them.
+func echo(c net.Conn, persist func(frames int) error) {
 	defer c.Close()
 	buf := make([]byte, 64*frameBytes)
 	acks := make([]byte, 64*ackBytes)
@@ -128,6 +171,9 @@ func echo(c net.Conn) {
 		}
 		have += n
 		if frames := have / frameBytes; frames > 0 {
+			if persist != nil && persist(frames) != nil {
+				return
+			}
 			if _, err := c.Write(acks[:frames*ackBytes]); err != nil {
 				return
 			}
@@ -156,13 +202,16 @@ func (l *bareLink) roundTripAndPersist(i int) error {
 	return l.persist(i)
 }
 
-// stream keeps pathDepth frames on their way.
-func (l *bareLink) stream(ctx context.Context, d time.Duration) (float64, error) {
+// stream keeps pathDepth frames on their way, and persists what it sends if persist is not nil.
+func (l *bareLink) stream(ctx context.Context, d time.Duration, persist func(frames int) error) (float64, error) {
 	frames := make([]byte, pathDepth*frameBytes)
 	acks := make([]byte, pathDepth*ackBytes)
 	begin, acked, have := time.Now(), 0, 0
 	send := func(n int) error {
 		_, err := l.c.Write(frames[:n*frameBytes])
+		if err == nil && persist != nil {
+			err = persist(n)
+		}
 		return err
 	}
 	if err := send(pathDepth); err != nil {
