@@ -169,6 +169,7 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 			victims = append(victims, n)
 		}
 	}
+	st.live.Store(total)
 	if len(live) > 0 {
 		garbagePercent = 100 - total*100/(int64(len(live))*SegmentBytes)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ledge-storage/ledge/host/dedup"
@@ -177,8 +178,9 @@ type Store struct {
 	sealing      int
 	full         bool // the last segment write found no space
 	cleaning     *round
-	emptied      bool // there are segments without references: a checkpoint frees them
-	gaveUp       bool // cleaning frees nothing any more: what is short of space is refused instead of waiting
+	live         atomic.Int64 // bytes of blocks that are referenced, when the cleaner last looked; 0: it did not
+	emptied      bool         // there are segments without references: a checkpoint frees them
+	gaveUp       bool         // cleaning frees nothing any more: what is short of space is refused instead of waiting
 	maps         mapUse
 	promised     int64       // pages that what is staged may need
 	dying        []*blockMap // of deleted volumes, taken apart little by little

@@ -350,6 +350,10 @@ func TestOverwritesAreNotRefused(t *testing.T) {
 		t.Errorf("%.2f blocks moved for each that was overwritten, %d checkpoints", moved, s.Checkpoints)
 	}
 	t.Logf("%.2f blocks moved for each that was overwritten, %d checkpoints", float64(s.BlocksMoved)/(2*n), s.Checkpoints)
+	// What the cleaner can free counts as free.
+	if _, available, capacity := v.Space(); available < 4*SegmentBytes || available > capacity-n*BlockBytes {
+		t.Errorf("%d MiB of %d available with %d MiB in use", available>>20, capacity>>20, n*BlockBytes>>20)
+	}
 	p := make([]byte, BlockBytes)
 	for lba, want := range last {
 		must(t, v.Read(ctx, uint64(lba), p))

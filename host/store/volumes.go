@@ -220,13 +220,17 @@ func (v *Volume) Size() int64 {
 }
 
 // Space is what of the volume holds data (in segments; not what is pending), what can be written until the store is
-// full, and what the store may take in all; bytes. Duplicates take less than they count here.
+// full, what the cleaner can free for it included, and what the store may hold.
 func (v *Volume) Space() (used, available, capacity int64) {
 	st := v.st
 	st.mu.RLock()
 	defer st.mu.RUnlock()
 	if !st.full {
-		available = max(0, st.opt.CapacityBytes-int64(len(st.segs)+st.ckptSegments+st.spare)*SegmentBytes-st.buffered) // as admit counts
+		usable := st.opt.CapacityBytes - int64(st.ckptSegments+st.spare)*SegmentBytes - st.buffered
+		available = max(0, usable-int64(len(st.segs))*SegmentBytes) // as admit counts
+		if live := st.live.Load(); live > 0 && !st.gaveUp {
+			available = max(available, usable-live*10/9) // fuller than nine tenths, cleaning gains too little
+		}
 	}
 	return v.m.mapped * BlockBytes, available, st.opt.CapacityBytes
 }
