@@ -161,7 +161,7 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	st.counters.checkpoints++
 	st.mu.Unlock()
 	st.dropRecords(tail)
-	st.condemned, st.emptied = nil, false
+	st.condemned, st.freeable = nil, 0
 	if err := st.free(ctx, free); err != nil {
 		return err
 	}

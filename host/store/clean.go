@@ -84,7 +84,7 @@ func (st *Store) maintain(ctx context.Context, packed int) error {
 			st.endRound(c)
 		}
 	}
-	if st.emptied && (starved || packed == 0 || !early) {
+	if st.freeable > 0 && (starved || packed == 0 && st.pays(true) || !early && st.pays(false)) {
 		if err := st.writeCheckpoint(ctx); err != nil {
 			return err
 		}
@@ -101,6 +101,16 @@ func (st *Store) maintain(ctx context.Context, packed int) error {
 	return st.look(ctx, starved)
 }
 
+// pays: a checkpoint, which has the whole map, frees as much as it writes; or a quarter of it, when there is nothing else to do.
+// It is the packer's to ask.
+func (st *Store) pays(idle bool) bool {
+	least := st.ckptSegments
+	if idle {
+		least /= 4
+	}
+	return st.freeable >= max(least, 1)
+}
+
 func (st *Store) allocated() int {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
@@ -112,9 +122,9 @@ func (st *Store) look(ctx context.Context, starved bool) error {
 	st.mu.RLock()
 	total := int(st.opt.CapacityBytes / SegmentBytes)
 	free := total - len(st.segs) - st.ckptSegments - st.spare
-	many := len(st.segs)
+	many, ckpt := len(st.segs), st.ckptSegments
 	st.mu.RUnlock()
-	tight := free <= min(max(4, total/24), mostRoom)
+	tight := free <= min(max(4, total/24), mostRoom+2*ckpt)
 	every := 64
 	if tight {
 		every = 4 + many/4096 // to look at all segments takes a microsecond for 20 of them
@@ -125,10 +135,12 @@ func (st *Store) look(ctx context.Context, starved bool) error {
 	st.sinceLook = 0
 	victims, dead, garbage := st.survey(tight, starved, max(1, free+st.spare-2))
 	if dead >= deadWorthIt || tight && dead > 0 {
-		st.mu.Lock()
-		st.emptied, st.segsBefore = true, len(st.segs)+st.ckptSegments
-		st.mu.Unlock()
-		return nil
+		if st.freeable == 0 {
+			st.segsBefore = many + ckpt
+		}
+		if st.freeable = dead; starved || st.pays(false) {
+			return nil
+		}
 	}
 	wanted := starved || tight && !st.fruitless || (tight || garbage >= garbagePercent) && st.cleanAfter <= st.nextSegment
 	if !wanted || len(victims) == 0 {
@@ -257,18 +269,33 @@ func (st *Store) cleanSome(ctx context.Context, c *round, quota int) error {
 	return nil
 }
 
-// endRound leaves it to a checkpoint to free what is empty now.
+// endRound leaves it to a checkpoint to free what is empty now; where the map is large, several rounds share one.
 func (st *Store) endRound(c *round) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	freed := 0
 	for _, n := range c.victims {
-		if g := st.segs[n]; g != nil {
+		g := st.segs[n]
+		if g != nil {
 			g.victim = false
+		}
+		if g == nil || g.live == 0 { // nil: a checkpoint came before the round's end
+			freed++
 		}
 	}
 	st.counters.blocksMoved += int64(len(c.moved))
-	st.cleaning, st.emptied, st.segsBefore = nil, true, c.segs
+	st.cleaning = nil
 	st.cleanAfter = st.nextSegment + 8 // let more be overwritten first
+	if freed == 0 {
+		st.fruitless = true
+		st.gaveUp = st.starved() && st.freeable == 0
+		st.notify()
+		return
+	}
+	if st.freeable == 0 {
+		st.segsBefore = c.segs
+	}
+	st.freeable += freed
 }
 
 // whereIs says where new references to the block at l are to go: to where the cleaner has moved it, once that is durable. Those

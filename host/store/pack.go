@@ -50,7 +50,7 @@ func (st *Store) packLoop() {
 		}
 		call := st.needed
 		pressed := st.head-st.handed > st.ringSize/2
-		more := !st.recovering && !st.closed && (st.cleaning != nil || st.emptied || st.starved() && !st.gaveUp) || len(st.dying) > 0
+		more := !st.recovering && !st.closed && (st.cleaning != nil || st.pays(true) || st.starved() && !st.gaveUp) || len(st.dying) > 0
 		st.mu.Unlock()
 		var err error
 		packed := 0

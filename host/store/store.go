@@ -179,7 +179,6 @@ type Store struct {
 	full         bool // the last segment write found no space
 	cleaning     *round
 	live         atomic.Int64 // bytes of blocks that are referenced, when the cleaner last looked; 0: it did not
-	emptied      bool         // there are segments without references: a checkpoint frees them
 	gaveUp       bool         // cleaning frees nothing any more: what is short of space is refused instead of waiting
 	maps         mapUse
 	promised     int64       // pages that what is staged may need
@@ -206,7 +205,8 @@ type Store struct {
 	relocating  *builder // what the cleaner moves
 	sinceLook   int      // steps since the cleaner looked around
 	cleanAfter  uint32   // no cleaning for tidiness, or after a round that gained nothing, before this segment number
-	segsBefore  int      // segments before what emptied stands for
+	freeable    int      // segments without references that are worth a checkpoint, once there are enough of them
+	segsBefore  int      // segments before the cleaner emptied those
 	fruitless   bool     // the last round gained nothing
 }
 
