@@ -33,6 +33,10 @@ import (
 // recorded. Being lazy about solo (only a waiting acknowledgement enters it) keeps an idle pool whose link
 // flaps able to fail over.
 //
+// A log that is fresh (Options.Fresh) acknowledges nothing at all until one of the two calls returned nil: whoever finds
+// the members' word that nothing depends on it may drop it. So an owner that dies between its claim and its first
+// acknowledgement, and whose NVRAM is lost with it, leaves a pool that either controller may own.
+//
 // The members are written by one goroutine (warden), one call at a time, in the order of its decisions.
 
 // ErrSlow ends a session: the partner held an acknowledgement up for MirrorTimeout.
@@ -47,6 +51,7 @@ type partner struct {
 	joining  bool      //
 	leave    bool      // LeaveSolo is due
 	wanted   bool      // Settle waits
+	fresh    bool      // the members say that nothing acknowledged is in the log: they must be told otherwise first
 	forced   bool      // the mirror must be filled anew: solo, before its content is void
 	since    time.Time // the last progress of what waits for the partner
 	retry    time.Time // no LeaveSolo before
@@ -68,6 +73,9 @@ func (l *Log) advance() {
 	limit := l.durable
 	if l.partner.needed() {
 		limit = min(limit, l.partner.mirrored)
+	}
+	if l.partner.fresh {
+		limit = min(limit, l.acked)
 	}
 	if limit > l.acked && l.err == nil && !l.closed {
 		l.acked = limit
@@ -201,7 +209,7 @@ func (l *Log) enterSolo(lsn uint64) {
 		return
 	}
 	l.opts.Logger.Warn("nvram solo: only this controller has the writes", "log", l.id, "lsn", lsn)
-	p.solo, p.joining, p.leave, p.forced = true, false, false, false
+	p.solo, p.joining, p.leave, p.forced, p.fresh = true, false, false, false, false
 	l.drop(ErrSlow) // a partner that is connected is brought current by a new session
 	l.advance()
 }
@@ -217,6 +225,10 @@ func (l *Log) leaveSolo() {
 	}
 	l.opts.Logger.Info("nvram mirror in sync", "log", l.id, "lsn", l.acked)
 	l.partner.leave = false
+	if l.partner.fresh {
+		l.partner.fresh = false
+		l.advance()
+	}
 }
 
 func (l *Log) witness(call func(context.Context) error) error {

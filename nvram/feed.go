@@ -130,7 +130,7 @@ func (f *Feed) Begin(m MirrorState) (*Session, Start, error) {
 		st.Full, st.Resume = false, next
 	}
 	p := &l.partner
-	if st.Full && !p.solo && l.relied() {
+	if st.Full && !p.solo && !p.fresh && !l.virgin() {
 		p.forced = true
 		l.poke(l.wake)
 		return nil, Start{}, ErrSoloFirst
@@ -147,15 +147,9 @@ func (f *Feed) Begin(m MirrorState) (*Session, Start, error) {
 	return s, st, nil
 }
 
-// relied: the log holds acknowledged records. Called with mu held.
-func (l *Log) relied() bool {
-	for i := range lanes {
-		if live := l.lane[i].live; len(live) > 0 && live[0].lsn < l.acked {
-			return true
-		}
-	}
-	return false
-}
+// virgin: nothing was ever acknowledged by this log. Called with mu held. That nothing acknowledged is in it now does not do:
+// the members would say that the partner's mirror is as good as the log, and it would not be.
+func (l *Log) virgin() bool { return l.sb.run == 1 && l.acked == l.sb.runLSN }
 
 // Next waits for the next item. Its error ends the session: ErrSlow, ErrClosed, or what End was given.
 func (s *Session) Next() (Item, error) {

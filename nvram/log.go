@@ -22,6 +22,9 @@ type Options struct {
 	Replicator Replicator
 	// Witness records solo; nil records nothing (tools and tests).
 	Witness Witness
+	// Fresh: the Witness has it recorded that no acknowledged write depends on this log yet. Before the first
+	// acknowledgement EnterSolo or LeaveSolo says otherwise, and has returned nil.
+	Fresh bool
 	// MirrorTimeout: an acknowledgement that the partner holds up for so long makes the log solo; 0 means 2 s.
 	MirrorTimeout time.Duration
 	// WitnessTimeout bounds one call of the Witness; 0 means 30 s.
@@ -154,6 +157,7 @@ func Open(ctx context.Context, r Region, a Area, o Options) (*Log, error) {
 	}
 	l.partner.since = o.Clock.Now()
 	l.partner.solo = o.Replicator == nil && o.Witness == nil
+	l.partner.fresh = o.Fresh && o.Witness != nil
 	l.mu.Lock()
 	l.advance()
 	l.mu.Unlock()

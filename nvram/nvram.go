@@ -93,7 +93,8 @@ type Witness interface {
 	// the writes. Nothing is acknowledged solo before it returned nil. When solo is recorded already, it
 	// keeps the lower lsn. An error fails the log: nothing more is acknowledged.
 	EnterSolo(ctx context.Context, lsn uint64) error
-	// LeaveSolo records that the mirror is complete again; nothing to do when solo is not recorded. It is
+	// LeaveSolo records that the mirror is complete again, and the log not fresh (Options.Fresh); nothing to do when neither
+	// is recorded. It is
 	// called after each resync, also when it was an earlier run that went solo, and again after an error.
 	LeaveSolo(ctx context.Context) error
 }

@@ -25,7 +25,7 @@ import (
 //	70     2    zero
 //	72     8    seq: rises with every label write; seq%2 is the slot it is written to
 //	80     8    epoch
-//	88     8    flags: bit 0 solo, bit 1 replaying
+//	88     8    flags: bit 0 solo, bit 1 replaying, bit 2 fresh
 //	96     8    solo LSN
 //	104    16   NVRAM id of the owner's log
 //	120    8    failed members, bit i is member i
@@ -76,6 +76,8 @@ const (
 	FlagSolo = 1 << iota
 	// FlagReplaying: the owner is still replaying its partner's mirror.
 	FlagReplaying
+	// FlagFresh: all that was ever acknowledged is on the members: nothing was yet on the strength of the owner's log.
+	FlagFresh
 )
 
 // UUID identifies pools, arrays, drives and logs (RFC 9562).
@@ -130,6 +132,9 @@ func (l *Label) Solo() bool { return l.Flags&FlagSolo != 0 }
 
 // Replaying tells whether FlagReplaying is set.
 func (l *Label) Replaying() bool { return l.Flags&FlagReplaying != 0 }
+
+// Fresh tells whether FlagFresh is set, and nothing that contradicts it.
+func (l *Label) Fresh() bool { return l.Flags&(FlagFresh|FlagSolo|FlagReplaying) == FlagFresh }
 
 // newer orders labels: an epoch's owner has the last word over every earlier epoch's, whatever its seq.
 func (l *Label) newer(o *Label) bool {

@@ -190,7 +190,11 @@ type Survey struct {
 	// Members counts the drives that are good members of it. Drives has an entry for each drive that was
 	// asked (Err: why it is not a member that can be used).
 	Members int
-	Drives  []DriveLabel
+	// Absent are the members of Label that are not among them, failed ones too (bit i is member i), and Lost is how many of these no
+	// spare column stands for: beyond M, stripes are lost, and nothing can be written.
+	Absent uint64
+	Lost   int
+	Drives []DriveLabel
 	// Holder is the key that holds the reservation on most members, HolderMembers on how many; Registered are
 	// all keys seen on any member.
 	Holder        uint64
@@ -250,11 +254,15 @@ func survey(ctx context.Context, drives []Drive, pool, array UUID, limit time.Du
 		}
 	}
 	refuseDuplicates(s.Drives)
+	s.Absent = memberSet(s.Label.N)
 	for i := range s.Drives {
 		if s.Drives[i].Err == nil {
 			s.Members++
+			s.Absent &^= 1 << s.Drives[i].Label.Member
 		}
 	}
+	s.Absent |= s.Label.Failed
+	s.Lost = s.Label.lost(s.Absent)
 	return s, nil
 }
 

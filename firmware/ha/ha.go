@@ -62,10 +62,17 @@ type View struct {
 	SoloLSN uint64
 	// Replaying: the owner took over and has not yet destaged all of the mirror of its partner's log.
 	Replaying bool
+	// Fresh: no acknowledged write depends on the owner's log: all is on the members.
+	Fresh bool
 	// Holder has the reservation on a majority of the members; None where no majority agrees.
 	Holder Controller
 	// Mirror: the own NVRAM holds a complete mirror of the partner's log at Epoch.
 	Mirror bool
+}
+
+// SameLabel tells whether both views say the same of the pool's owner and its log.
+func (v View) SameLabel(o View) bool {
+	return v.Epoch == o.Epoch && v.Owner == o.Owner && v.Solo == o.Solo && v.Replaying == o.Replaying && v.Fresh == o.Fresh
 }
 
 func (v View) String() string {
@@ -81,6 +88,9 @@ func (v View) String() string {
 	}
 	if v.Replaying {
 		s += " replaying"
+	}
+	if v.Fresh {
+		s += " fresh"
 	}
 	return s + fmt.Sprintf(", reserved by %s, mirror complete %t", v.Holder, v.Mirror)
 }

@@ -23,6 +23,7 @@ type label struct {
 	epoch           uint8
 	owner           Controller
 	solo, replaying bool
+	fresh           bool
 	log             uint8 // epoch at which the owner's log was formatted: its nvramID
 }
 
@@ -34,6 +35,7 @@ type ctl struct {
 	frozen  bool
 	follows bool // after Follow: takes frames when thawed
 	soloMem bool // as owner: recorded solo, acknowledges alone
+	fresh   bool // as owner: acknowledges nothing before the label says that it may have
 	lost    bool // as owner: knows nothing yet, for the EvLost event
 	nobody  bool // Disown: a majority has the label, the rest is under way
 	// NVRAM
@@ -64,7 +66,7 @@ func (w *world) view(i int) View {
 	if !w.formed {
 		return View{Blank: true, Holder: w.holder}
 	}
-	return View{Epoch: uint64(w.l.epoch), Owner: w.l.owner, Solo: w.l.solo, Replaying: w.l.replaying, Holder: w.holder,
+	return View{Epoch: uint64(w.l.epoch), Owner: w.l.owner, Solo: w.l.solo, Replaying: w.l.replaying, Fresh: w.l.fresh, Holder: w.holder,
 		Mirror: me.mirComplete && me.mirEpoch == w.l.epoch}
 }
 
@@ -139,7 +141,7 @@ func (w *world) mirrorTakes(i int) bool {
 
 func (w *world) canAck(i int) bool {
 	me := &w.c[i]
-	return me.up && me.st.Phase.Serves() && (me.soloMem || w.mirrorTakes(i))
+	return me.up && me.st.Phase.Serves() && !me.fresh && (me.soloMem || w.mirrorTakes(i))
 }
 
 func (c *checker) push(w world) {
@@ -242,9 +244,11 @@ func (c *checker) serveSteps(w world, i int) {
 		c.push(n) // logged here, and nobody was told
 		if w.mirrorTakes(i) && !me.soloMem {
 			n.c[1-i].mir = n.c[i].log
-			c.push(n) // durable there, the answer was lost
-			n.acked = n.c[i].log
-			c.push(n)
+			c.push(n) // durable there, the answer was lost, or the owner is fresh
+			if !me.fresh {
+				n.acked = n.c[i].log
+				c.push(n)
+			}
 		} else if me.soloMem {
 			n.acked = n.c[i].log
 			c.push(n)
@@ -253,6 +257,14 @@ func (c *checker) serveSteps(w world, i int) {
 	if !w.mirrorTakes(i) && !me.soloMem && !fenced {
 		n := w
 		n.l.solo, n.c[i].soloMem = true, true
+		n.l.fresh, n.c[i].fresh = false, false
+		c.push(n)
+	}
+	if me.fresh && w.mirrorTakes(i) && !fenced {
+		n := w
+		n.l.fresh = false
+		c.push(n) // the answer is under way
+		n.c[i].fresh = false
 		c.push(n)
 	}
 	if w.linkUp && p.up && p.follows && !p.frozen && (me.soloMem || !p.mirComplete || p.mirEpoch != uint8(me.st.Seen.Epoch)) {
@@ -262,10 +274,11 @@ func (c *checker) serveSteps(w world, i int) {
 		c.push(n)
 		if !fenced {
 			n.l.solo, n.c[i].soloMem = false, false
+			n.l.fresh, n.c[i].fresh = false, false
 			c.push(n)
 		}
 	}
-	if !fenced && w.disk < me.log {
+	if !fenced && !me.fresh && w.disk < me.log {
 		n := w
 		n.disk = me.log
 		c.push(n)
@@ -305,6 +318,7 @@ func (c *checker) exec(w world, i int) {
 			return
 		}
 		w.holder, w.reg[i] = self, true
+		w.c[i].fencedBy, w.c[i].lookAft = true, false
 		answer(w, EvReserved, OK)
 	case Fence:
 		w.c[i].frozen = true
@@ -336,15 +350,18 @@ func (c *checker) exec(w world, i int) {
 			c.t.Fatalf("claim without a look after the fence\n%s", &w)
 		}
 		fail(EvClaimed)
-		if !held {
+		// It fences again, since members that were away may be back, and looks whether they still say what was seen.
+		w.holder, w.reg = self, [2]bool{}
+		w.reg[i] = true
+		if !w.view(i).SameLabel(me.st.Seen) {
 			answer(w, EvClaimed, Conflict)
 			return
 		}
-		if w.l.owner == None && w.disk < w.acked {
-			c.t.Fatalf("handed over with %d of %d writes destaged", w.disk, w.acked)
+		if me.st.Clean && w.disk < w.acked {
+			c.t.Fatalf("claimed without a log, with %d of %d writes destaged\n%s", w.disk, w.acked, &w)
 		}
 		n := w
-		n.l = label{epoch: w.l.epoch + 1, owner: self, replaying: !me.st.Clean, log: w.l.epoch + 1}
+		n.l = label{epoch: w.l.epoch + 1, owner: self, replaying: !me.st.Clean, fresh: me.st.Clean, log: w.l.epoch + 1}
 		n.c[i].logID, n.c[i].log = n.l.epoch, w.disk
 		// The claim of a replaying takeover: the mirror moves into the new epoch with the label.
 		if w.fails > 0 { // written, and the answer was an error
@@ -379,6 +396,7 @@ func (c *checker) exec(w world, i int) {
 			w.disk = w.c[i].log
 		}
 		w.c[i].soloMem = w.l.solo && w.l.owner == self
+		w.c[i].fresh = w.l.fresh
 		answer(w, EvOpened, OK)
 	case Clear:
 		fail(EvCleared)
@@ -395,7 +413,7 @@ func (c *checker) exec(w world, i int) {
 			return
 		}
 		w.formed, w.holder, w.reg[i] = true, self, true
-		w.l = label{epoch: 1, owner: self, log: 1}
+		w.l = label{epoch: 1, owner: self, fresh: true, log: 1}
 		w.c[i].logID, w.c[i].log = 1, 0
 		answer(w, EvFormed, OK)
 	case Transition:
@@ -416,7 +434,7 @@ func (c *checker) exec(w world, i int) {
 			return
 		}
 		fail(EvDisowned)
-		w.l.owner, w.l.solo, w.l.replaying = None, false, false
+		w.l.owner, w.l.solo, w.l.replaying, w.l.fresh = None, false, false, false
 		// The partner may fence before the last member has the label; then the answer is a conflict.
 		me := &w.c[i]
 		if me.nobody = !me.nobody; me.nobody {
@@ -471,6 +489,8 @@ func TestModel(t *testing.T) {
 	formed.l = label{epoch: 1, owner: A, log: 1}
 	formed.c[0].logID = 1
 	formed.c[1].mirEpoch, formed.c[1].mirComplete = 1, true
+	fresh := formed
+	fresh.l.fresh = true
 	type budget struct{ orders, crashes, fails, writes, cuts, wipes, creates uint8 }
 	var reached [phases]bool
 	for _, test := range []struct {
@@ -483,6 +503,7 @@ func TestModel(t *testing.T) {
 		{"crash and failure", formed, budget{orders: 1, crashes: 1, fails: 1}},
 		{"two orders", formed, budget{orders: 2}},
 		{"lost NVRAM", formed, budget{orders: 1, crashes: 1, wipes: 1}},
+		{"fresh", fresh, budget{orders: 1, crashes: 1, wipes: 1}},
 		{"cut link", formed, budget{orders: 1, writes: 1, cuts: 2}},
 		{"create", begin(), budget{creates: 2, crashes: 1, fails: 1}},
 		{"long: two crashes", formed, budget{orders: 1, crashes: 2, writes: 2, cuts: 1}},
@@ -490,6 +511,8 @@ func TestModel(t *testing.T) {
 		{"long: two orders and a write", formed, budget{orders: 2, writes: 1}},
 		{"long: two orders", formed, budget{orders: 2, crashes: 1, fails: 1, writes: 1}},
 		{"long: lost NVRAM", formed, budget{orders: 1, crashes: 2, writes: 1, wipes: 1}},
+		{"long: fresh, two orders", fresh, budget{orders: 2, writes: 1}},
+		{"long: fresh", fresh, budget{orders: 1, crashes: 2, writes: 1, wipes: 1}},
 		{"long: create", begin(), budget{creates: 2, crashes: 1, fails: 1, orders: 1, writes: 1}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

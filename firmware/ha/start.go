@@ -71,7 +71,7 @@ func (s State) forming(e Event) (State, []Action) {
 	switch e.Result {
 	case OK:
 		// The label of a new pool is like that of a handed over one: epoch 1, ours, nothing to replay.
-		s.Phase, s.Seen = Replaying, View{Epoch: 1, Owner: s.Self, Holder: s.Self}
+		s.Phase, s.Seen = Replaying, View{Epoch: 1, Owner: s.Self, Fresh: true, Holder: s.Self}
 		s.Clean = true
 		return s, do(Open)
 	case Conflict:
@@ -118,6 +118,11 @@ func (s State) reclaiming(e Event) (State, []Action) {
 		case Conflict:
 			return s.fenced()
 		case Unfit:
+			if s.Seen.Fresh {
+				// The log is lost, and nothing is missing without it: begin another.
+				s.Phase, s.Clean = Claiming, true
+				return s, do(Claim)
+			}
 			n, a := s.reset(Refused, "this controller's NVRAM does not hold the pool's log")
 			return n, append(a, do(Release, Wait)...)
 		}

@@ -110,13 +110,15 @@ func (s State) rechecking(e Event) (State, []Action) {
 	if why := s.unfit(v); why != "" {
 		return s.back(why)
 	}
-	s.Phase, s.Clean, s.Silent = Claiming, false, true
+	s.Phase, s.Clean, s.Silent = Claiming, v.Fresh, true
 	return s, do(Claim)
 }
 
 // unfit tells why this controller may not become owner in place of a silent partner; "" where it may.
 func (s State) unfit(v View) string {
 	switch {
+	case v.Fresh:
+		return "" // all is on the members
 	case v.Solo:
 		return staleReason(s.Self, v)
 	case v.Replaying:
@@ -138,7 +140,7 @@ func (s State) claiming(e Event) (State, []Action) {
 	}
 	s.Seen.Epoch++
 	s.Seen.Owner, s.Seen.Holder, s.Seen.Solo, s.Seen.SoloLSN = s.Self, s.Self, false, 0
-	s.Seen.Replaying = !s.Clean
+	s.Seen.Replaying, s.Seen.Fresh = !s.Clean, s.Clean
 	s.Phase = Replaying
 	return s, do(Transition, Open)
 }

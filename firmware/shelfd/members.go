@@ -100,9 +100,12 @@ func (b *backend) Look(ctx context.Context) (ha.View, error) {
 		// A kernel that still probes its buses: a member that is passed over now counts as failed from the
 		// first write on.
 		return ha.View{Unreadable: true}, fmt.Errorf("%d members are still missing; waiting for them", b.stragglers(&s))
+	case s.Lost > s.Label.M:
+		return ha.View{Unreadable: true}, fmt.Errorf("members %s are missing, parity stands for %d of them: nothing is given up, and the pool opens when enough are back; 'ledge drive list' shows why a drive that is there is refused",
+			setText(s.Absent), s.Label.M)
 	}
 	l := &s.Label
-	v := ha.View{Epoch: l.Epoch, Owner: ha.Controller(l.Owner), Solo: l.Solo(), SoloLSN: l.SoloLSN, Replaying: l.Replaying(),
+	v := ha.View{Epoch: l.Epoch, Owner: ha.Controller(l.Owner), Solo: l.Solo(), SoloLSN: l.SoloLSN, Replaying: l.Replaying(), Fresh: l.Fresh(),
 		Mirror: b.mirror.Complete(nvram.ID(l.NVRAM), l.Epoch)}
 	if !v.Solo {
 		v.SoloLSN = 0
@@ -111,6 +114,15 @@ func (b *backend) Look(ctx context.Context) (ha.View, error) {
 		v.Holder = controllerOf(s.Holder)
 	}
 	return v, nil
+}
+
+// setText lists the members of a set.
+func setText(set uint64) string {
+	var parts []string
+	for ; set != 0; set &= set - 1 {
+		parts = append(parts, fmt.Sprint(bits.TrailingZeros64(set)))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // straggleTime is how long after the start members may take to appear.
@@ -181,7 +193,8 @@ func (b *backend) hold(a *raid.Array, key uint64) {
 }
 
 // Claim opens the array anew, so that it starts from the labels as the fence left them; fences again, so that
-// members that cannot be fenced are left out; and makes the label ours.
+// members that cannot be fenced are left out; and makes the label ours, if the members still say what was seen: since the
+// look after the first fence this controller may have been stopped for minutes, in which the partner owned the pool.
 func (b *backend) Claim(ctx context.Context, seen ha.View, clean bool) error {
 	a, err := b.openArray(ctx)
 	if err != nil {
@@ -191,6 +204,9 @@ func (b *backend) Claim(ctx context.Context, seen ha.View, clean bool) error {
 	b.hold(a, key)
 	if err := a.Preempt(ctx, key); err != nil {
 		return conflict(err)
+	}
+	if err := unchanged(ctx, a, seen); err != nil {
+		return err
 	}
 	first := uint64(1)
 	if !clean {
@@ -203,12 +219,25 @@ func (b *backend) Claim(ctx context.Context, seen ha.View, clean bool) error {
 	return conflict(a.WriteLabel(ctx, func(l *raid.Label) {
 		was := l.NVRAM
 		l.Epoch, l.Owner, l.NVRAM = seen.Epoch+1, byte(b.self), raid.UUID(id)
-		l.Flags, l.SoloLSN, l.Opaque = 0, 0, nil
+		l.Flags, l.SoloLSN, l.Opaque = raid.FlagFresh, 0, nil
 		if !clean {
 			// The log whose mirror is to be replayed, for a restart.
 			l.Flags, l.Opaque = raid.FlagReplaying, []byte(hex.EncodeToString(was[:]))
 		}
 	}))
+}
+
+// unchanged is nil if the members say what was seen. Nobody else can write them now.
+func unchanged(ctx context.Context, a *raid.Array, seen ha.View) error {
+	l, err := a.ReadLabel(ctx)
+	if err != nil {
+		return err
+	}
+	v := ha.View{Epoch: l.Epoch, Owner: ha.Controller(l.Owner), Solo: l.Solo(), Replaying: l.Replaying(), Fresh: l.Fresh()}
+	if !v.SameLabel(seen) {
+		return fmt.Errorf("%w: the labels changed since they were looked at: %v, then %v", ha.ErrConflict, v, seen)
+	}
+	return nil
 }
 
 func (b *backend) Refresh(ctx context.Context) error {
@@ -266,7 +295,8 @@ func (b *backend) Confirm(ctx context.Context) error {
 	if a == nil {
 		return errors.New("no array is open")
 	}
-	held := b.drives.holders(ctx, confirmLimit, memberPaths(a.Status()))
+	paths := memberPaths(a.Status())
+	held := b.drives.holders(ctx, confirmLimit, func(path string) bool { return paths[path] })
 	most, others := a.Geometry().N/2+1, 0
 	for k, n := range held {
 		if k != key {
@@ -276,7 +306,8 @@ func (b *backend) Confirm(ctx context.Context) error {
 	switch {
 	case held[key] >= most:
 		return nil
-	case others >= most:
+	case others > 0 && len(paths)-others < most:
+		// Taken over, or nobody's: a partner that fenced us and let go, or drives that forgot. A new start finds out which.
 		return fmt.Errorf("%w: reservations are held by %s", ha.ErrConflict, keysText(held))
 	}
 	return fmt.Errorf("only %d members confirm our reservation, %d are needed (held by %s)", held[key], most, keysText(held))
@@ -284,14 +315,14 @@ func (b *backend) Confirm(ctx context.Context) error {
 
 // memberPaths picks the drives that the array reads and writes. The others may hold a reservation of ours from before:
 // a drive that was failed or replaced proves nothing about who owns the members.
-func memberPaths(st raid.Status) func(path string) bool {
+func memberPaths(st raid.Status) map[string]bool {
 	paths := map[string]bool{}
 	for _, m := range st.Members {
 		if m.Path != "" && (m.State == raid.Online || m.State == raid.Suspect) {
 			paths[m.Path] = true
 		}
 	}
-	return func(path string) bool { return paths[path] }
+	return paths
 }
 
 func keysText(held map[uint64]int) string {
@@ -327,7 +358,7 @@ func (b *backend) EnterSolo(ctx context.Context, lsn uint64) error {
 		if l.Flags&raid.FlagSolo == 0 || lsn < l.SoloLSN {
 			l.SoloLSN = lsn
 		}
-		l.Flags |= raid.FlagSolo
+		l.Flags = l.Flags&^raid.FlagFresh | raid.FlagSolo
 	})
 }
 
@@ -336,9 +367,12 @@ func (b *backend) LeaveSolo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if l := a.Label(); !l.Solo() {
+	l := a.Label()
+	if !l.Solo() && !l.Fresh() {
 		return nil
 	}
-	b.log.Info("partner's mirror is complete again: solo ends")
-	return a.WriteLabel(ctx, func(l *raid.Label) { l.Flags, l.SoloLSN = l.Flags&^raid.FlagSolo, 0 })
+	if l.Solo() {
+		b.log.Info("partner's mirror is complete again: solo ends")
+	}
+	return a.WriteLabel(ctx, func(l *raid.Label) { l.Flags, l.SoloLSN = l.Flags&^(raid.FlagSolo|raid.FlagFresh), 0 })
 }

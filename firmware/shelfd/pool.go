@@ -47,7 +47,9 @@ func (b *backend) Form(ctx context.Context, spec any) error {
 		err = cerr
 	}
 	if err == nil {
-		err = a.WriteLabel(ctx, func(l *raid.Label) { l.Epoch, l.Owner, l.NVRAM = 1, byte(b.self), raid.UUID(id) })
+		err = a.WriteLabel(ctx, func(l *raid.Label) {
+			l.Epoch, l.Owner, l.NVRAM, l.Flags = 1, byte(b.self), raid.UUID(id), raid.FlagFresh
+		})
 	}
 	return conflict(err)
 }
@@ -124,7 +126,7 @@ func (b *backend) Open(ctx context.Context, seen ha.View) error {
 		sources = append(sources, b.mirror)
 		b.log.Info("replaying the partner's log", "lsn", b.mirror.State().Next)
 	}
-	l, err := nvram.Open(ctx, b.region, b.own, nvram.Options{ID: nvram.ID(label.NVRAM), Identity: b.conf.identity(), Epoch: label.Epoch, Replicator: b.link.Replicator(), Witness: b, Logger: b.log})
+	l, err := nvram.Open(ctx, b.region, b.own, nvram.Options{ID: nvram.ID(label.NVRAM), Identity: b.conf.identity(), Epoch: label.Epoch, Replicator: b.link.Replicator(), Witness: b, Fresh: label.Fresh(), Logger: b.log})
 	if err != nil {
 		if errors.Is(err, nvram.ErrEmpty) || errors.Is(err, nvram.ErrForeign) || errors.Is(err, nvram.ErrStale) || errors.Is(err, nvram.ErrCorrupt) {
 			err = fmt.Errorf("%w: %s: %w", ha.ErrUnfit, b.conf.NVRAM.Path, err)

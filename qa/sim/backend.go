@@ -41,7 +41,18 @@ func (n *node) Look(ctx context.Context) (ha.View, error) {
 	if err := n.pass(); err != nil {
 		return ha.View{Unreadable: true}, err
 	}
-	s, err := raid.ReadLabels(ctx, n.drives(), raid.UUID{})
+	var s raid.Survey
+	look := func() (err error) {
+		s, err = raid.ReadLabels(ctx, n.drives(), raid.UUID{})
+		return err
+	}
+	var err error
+	if st, _, _ := n.process.driver.State(); st.Phase == ha.Rechecking || st.Phase == ha.Reclaiming {
+		// Nothing durable, but what follows builds on it: a controller may be stopped here for long.
+		err = n.op("a look", look)
+	} else {
+		err = look()
+	}
 	switch {
 	case errors.Is(err, raid.ErrBlank), err == nil && s.Label.Epoch == 0:
 		return ha.View{Blank: true}, nil
@@ -51,9 +62,11 @@ func (n *node) Look(ctx context.Context) (ha.View, error) {
 		return ha.View{Unreadable: true}, fmt.Errorf("%d members can be used", s.Members)
 	case s.Label.N-bits.OnesCount64(s.Label.Failed)-s.Members > 0 && time.Since(n.began) < straggleTime:
 		return ha.View{Unreadable: true}, errors.New("members are still missing")
+	case s.Lost > s.Label.M:
+		return ha.View{Unreadable: true}, fmt.Errorf("%d members are lost", s.Lost)
 	}
 	l := &s.Label
-	v := ha.View{Epoch: l.Epoch, Owner: ha.Controller(l.Owner), Solo: l.Solo(), SoloLSN: l.SoloLSN, Replaying: l.Replaying(),
+	v := ha.View{Epoch: l.Epoch, Owner: ha.Controller(l.Owner), Solo: l.Solo(), SoloLSN: l.SoloLSN, Replaying: l.Replaying(), Fresh: l.Fresh(),
 		Mirror: n.process.mirror.Complete(nvram.ID(l.NVRAM), l.Epoch)}
 	if !v.Solo {
 		v.SoloLSN = 0
@@ -185,6 +198,12 @@ func (n *node) Claim(ctx context.Context, seen ha.View, clean bool) error {
 			return conflict(err)
 		}
 	}
+	if err := n.unchanged(ctx, a, seen); err != nil {
+		return err
+	}
+	if seen.Owner != ha.None && clean {
+		n.s.count("fresh pool claimed")
+	}
 	first := uint64(1)
 	if !clean {
 		first = n.process.mirror.State().Next
@@ -196,11 +215,30 @@ func (n *node) Claim(ctx context.Context, seen ha.View, clean bool) error {
 	return n.label(ctx, a, func(l *raid.Label) {
 		was := l.NVRAM
 		l.Epoch, l.Owner, l.NVRAM = seen.Epoch+1, byte(n.self), raid.UUID(id)
-		l.Flags, l.SoloLSN, l.Opaque = 0, 0, nil
+		l.Flags, l.SoloLSN, l.Opaque = raid.FlagFresh, 0, nil
 		if !clean {
 			l.Flags, l.Opaque = raid.FlagReplaying, []byte(hex.EncodeToString(was[:]))
 		}
 	})
+}
+
+func (n *node) unchanged(ctx context.Context, a *raid.Array, seen ha.View) error {
+	if n.s.mutation == ClaimBlindly {
+		return nil
+	}
+	l, err := a.ReadLabel(ctx)
+	if err != nil {
+		return err
+	}
+	v := ha.View{Epoch: l.Epoch, Owner: ha.Controller(l.Owner), Solo: l.Solo(), Replaying: l.Replaying(), Fresh: l.Fresh()}
+	if n.s.mutation == IgnoreSolo {
+		v.Solo = seen.Solo
+	}
+	if !v.SameLabel(seen) {
+		n.s.count("claim too late")
+		return fmt.Errorf("%w: the labels changed since they were looked at", ha.ErrConflict)
+	}
+	return nil
 }
 
 func (n *node) Refresh(ctx context.Context) error {
@@ -261,11 +299,21 @@ func (n *node) Confirm(context.Context) error {
 	n.pmu.Lock()
 	key := n.key
 	n.pmu.Unlock()
-	mine, others := 0, 0
+	members := map[string]bool{}
+	for _, m := range a.Status().Members {
+		members[m.Path] = m.Path != "" && (m.State == raid.Online || m.State == raid.Suspect)
+	}
+	all, mine, none, others := 0, 0, 0, 0
 	for _, d := range n.drives() {
+		if !members[d.Name()] {
+			continue
+		}
+		all++
 		_, holder, err := d.(*nodePort).Keys()
 		switch {
-		case err != nil || holder == 0:
+		case err != nil:
+		case holder == 0:
+			none++
 		case holder == key:
 			mine++
 		default:
@@ -276,8 +324,11 @@ func (n *node) Confirm(context.Context) error {
 	switch {
 	case mine >= most:
 		return nil
-	case others >= most:
+	case none+others > 0 && all-none-others < most:
 		n.s.count("owner found that it was fenced")
+		if others == 0 {
+			n.s.count("owner without reservation")
+		}
 		return fmt.Errorf("%w: reservations are another's", ha.ErrConflict)
 	}
 	return fmt.Errorf("only %d members confirm our reservation", mine)
@@ -317,7 +368,9 @@ func (n *node) Form(ctx context.Context, spec any) error {
 	if err = errors.Join(err, l.Close()); err != nil {
 		return err
 	}
-	return n.label(ctx, a, func(l *raid.Label) { l.Epoch, l.Owner, l.NVRAM = 1, byte(n.self), raid.UUID(id) })
+	return n.label(ctx, a, func(l *raid.Label) {
+		l.Epoch, l.Owner, l.NVRAM, l.Flags = 1, byte(n.self), raid.UUID(id), raid.FlagFresh
+	})
 }
 
 func (n *node) poolOptions(id raid.UUID) shelf.Options {
@@ -339,7 +392,7 @@ func (n *node) Open(ctx context.Context, seen ha.View) error {
 		sources = append(sources, n.process.mirror)
 		n.s.count("partner's log replayed")
 	}
-	o := nvram.Options{ID: nvram.ID(label.NVRAM), Epoch: label.Epoch, Replicator: n.link.Replicator(), Witness: n, Logger: n.log}
+	o := nvram.Options{ID: nvram.ID(label.NVRAM), Epoch: label.Epoch, Replicator: n.link.Replicator(), Witness: n, Fresh: label.Fresh(), Logger: n.log}
 	if n.s.mutation == AckWithoutMirror {
 		o.Replicator, o.Witness = nil, nil
 	}
@@ -486,7 +539,7 @@ func (n *node) EnterSolo(ctx context.Context, lsn uint64) error {
 		if l.Flags&raid.FlagSolo == 0 || lsn < l.SoloLSN {
 			l.SoloLSN = lsn
 		}
-		l.Flags |= raid.FlagSolo
+		l.Flags = l.Flags&^raid.FlagFresh | raid.FlagSolo
 	})
 }
 
@@ -495,9 +548,17 @@ func (n *node) LeaveSolo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if l := a.Label(); !l.Solo() {
+	l := a.Label()
+	switch {
+	case l.Solo():
+		n.s.count("solo left")
+	case l.Fresh():
+		if n.s.mutation == StayFresh {
+			return nil
+		}
+		n.s.count("fresh left")
+	default:
 		return nil
 	}
-	n.s.count("solo left")
-	return n.label(ctx, a, func(l *raid.Label) { l.Flags, l.SoloLSN = l.Flags&^raid.FlagSolo, 0 })
+	return n.label(ctx, a, func(l *raid.Label) { l.Flags, l.SoloLSN = l.Flags&^(raid.FlagSolo|raid.FlagFresh), 0 })
 }

@@ -29,6 +29,8 @@ const (
 	StaleTakeover    Mutation = "stale-takeover"
 	IgnoreSolo       Mutation = "ignore-solo"
 	ReplayNoChecksum Mutation = "replay-no-checksum"
+	ClaimBlindly     Mutation = "claim-blindly"
+	StayFresh        Mutation = "stay-fresh"
 )
 
 // Mutations of what verifies.
@@ -47,4 +49,5 @@ var Mutations = []struct {
 	{ZerosAreForgotten, PoolWorld}, {TrimBeforeFlush, PoolWorld}, {IgnoreGenerations, PoolWorld}, {IgnoreChecksums, PoolWorld},
 	{AckWithoutMirror, ShelfWorld}, {MirrorAcksEarly, ShelfWorld}, {LeaveSoloEarly, ShelfWorld}, {SkipSolo, ShelfWorld}, {NoFence, ShelfWorld},
 	{OldOwnerWrites, ShelfWorld}, {NoLease, ShelfWorld}, {StaleTakeover, ShelfWorld}, {IgnoreSolo, ShelfWorld}, {ReplayNoChecksum, ShelfWorld},
+	{ClaimBlindly, ShelfWorld}, {StayFresh, ShelfWorld},
 }

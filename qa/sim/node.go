@@ -42,6 +42,8 @@ type node struct {
 type arm struct {
 	at   int // from the arming on; 0: never
 	what string
+	// kind, if not empty: it happens in the first step of this kind.
+	kind string
 }
 
 // process is what ends when shelfd does.
@@ -129,7 +131,7 @@ func (n *node) op(kind string, f func() error) error {
 	n.mu.Lock()
 	n.steps++
 	what := ""
-	if n.armed.at > 0 && n.steps == n.armed.at {
+	if n.armed.at > 0 && n.steps == n.armed.at || n.armed.kind == kind {
 		what = n.armed.what
 		n.armed = arm{}
 	}

@@ -40,8 +40,6 @@ type shelfWorld struct {
 	sick map[int]bool
 	// hurt: an NVRAM lost what it held, and the log is not known to be in sync since.
 	hurt bool
-	// synced is the newest epoch in which the log was seen in sync.
-	synced uint64
 	// old copies of the modules.
 	old [2]*nvramtest.Image
 	// slow is what the seed adds to the link's latency.

@@ -63,7 +63,7 @@ func (r *shelfRun) close() {
 
 var shelfEvents = []weighted{{"write", 40}, {"burst", 6}, {"read", 14}, {"unmap", 4}, {"sleep", 8}, {"arm", 14}, {"kill", 4}, {"site", 1}, {"power on", 10},
 	{"unplug", 5}, {"plug", 7}, {"reset", 3}, {"slow", 2}, {"again", 1}, {"takeover", 8}, {"stop", 3}, {"resume", 5}, {"wipe", 2}, {"remember", 3}, {"old", 3},
-	{"message", 2}, {"drive", 2}, {"sync", 6}, {"check", 2}, {"overtake", 3}}
+	{"message", 2}, {"drive", 2}, {"sync", 6}, {"check", 2}, {"overtake", 3}, {"contest", 2}}
 
 func (r *shelfRun) expand(rng *rand.Rand) []event {
 	events := []event{{"start"}}
@@ -79,9 +79,8 @@ func (r *shelfRun) collect() error {
 	if err := r.s.supervise(); err != nil {
 		return err
 	}
-	if own := r.s.inSync(); own != nil {
-		st, _, _ := own.driver.State()
-		r.s.hurt, r.s.synced = false, st.Seen.Epoch
+	if r.s.inSync() != nil {
+		r.s.hurt = false
 	}
 	var broken error
 	r.calls = slices.DeleteFunc(r.calls, func(c *call) bool {
@@ -355,6 +354,8 @@ func (r *shelfRun) do(ctx context.Context, e event) error {
 		return r.check(ctx)
 	case "overtake":
 		return r.overtake(ctx)
+	case "contest":
+		return r.contest(ctx)
 	}
 	return nil
 }
@@ -404,6 +405,55 @@ func (r *shelfRun) overtake(ctx context.Context) error {
 	return r.collect()
 }
 
+// contest stops a controller in the middle of its takeover, just when it has looked at the fenced members, has its partner
+// become owner and write meanwhile, and lets the first go on: what it saw is no longer so.
+func (r *shelfRun) contest(ctx context.Context) error {
+	s := r.s
+	own := s.inSync()
+	if own == nil || len(r.orders) > 0 || len(r.calls) > 0 {
+		return nil
+	}
+	taker := s.nodes[1-int(own.self-ha.A)]
+	r.trace("%s and %s are to contest", taker.self, own.self)
+	if r.rng.IntN(2) == 0 { // else it hands over
+		own.kill()
+	}
+	taker.mu.Lock()
+	taker.armed = arm{kind: "a look", what: "stop after"}
+	taker.mu.Unlock()
+	r.takeover(taker)
+	if !s.within(time.Minute, func() bool {
+		taker.mu.Lock()
+		defer taker.mu.Unlock()
+		return taker.paused != nil || taker.armed.kind == ""
+	}) {
+		taker.mu.Lock()
+		taker.armed = arm{}
+		taker.mu.Unlock()
+		return r.collect()
+	}
+	if err := s.powerOn(own); err != nil {
+		return err
+	}
+	time.Sleep(time.Duration(10+r.rng.IntN(10)) * time.Second) // it has started, and missed its partner
+	r.takeover(own)
+	s.within(time.Minute, func() bool { return s.serves(own) })
+	if s.serves(own) {
+		s.count("takeover contested")
+	}
+	for range 3 {
+		r.writeTo(ctx, own, "write")
+		time.Sleep(20 * time.Millisecond)
+	}
+	time.Sleep(time.Duration(r.rng.IntN(5000)) * time.Millisecond)
+	taker.resume()
+	r.read(ctx, taker, 0, 8)
+	time.Sleep(time.Duration(r.rng.IntN(5000)) * time.Millisecond)
+	r.read(ctx, own, 0, 8)
+	time.Sleep(20 * time.Millisecond)
+	return r.collect()
+}
+
 // drive breaks a member, no more of them than parity stands for.
 func (r *shelfRun) drive() {
 	s := r.s
@@ -432,9 +482,7 @@ func (r *shelfRun) spareable(n *node) bool {
 	if err != nil || s.hurt || l.Replaying() {
 		return false
 	}
-	// An owner that was never in sync since it claimed the pool is alone with its log, and the label does not say so: nobody
-	// could own the pool then, though nothing acknowledged is lost (README.md, Found).
-	return ha.Controller(l.Owner) != n.self || !l.Solo() && s.synced == l.Epoch
+	return ha.Controller(l.Owner) != n.self || !l.Solo()
 }
 
 // wipe has a controller come back with an empty NVRAM.
@@ -542,18 +590,6 @@ func (r *shelfRun) finish(ctx context.Context) error {
 	}
 	if err := r.settle(); err != nil {
 		return err
-	}
-	// An owner whose reservation was preempted by a partner that then let go serves nothing, and does not end by itself
-	// (README.md, Found): somebody restarts it.
-	if own := s.owner(); own != nil && own.Confirm(ctx) != nil {
-		s.count("owner without reservation")
-		own.kill()
-		if err := s.powerOn(own); err != nil {
-			return err
-		}
-		if err := r.settle(); err != nil {
-			return err
-		}
 	}
 	if err := r.check(ctx); err != nil {
 		return err

@@ -93,6 +93,7 @@ var must = []string{
 	"site without power", "controller without power", "controller stopped", "stop before in a region write", "stop after in a region write", "stop before in a label",
 	"link cut", "link reset", "link slow", "connection said again", "message lost", "message sent twice", "NVRAM came back empty", "NVRAM came back old",
 	"solo entered", "solo left", "in sync", "fence", "takeover after a fence", "partner's log replayed", "handed over", "order done", "order refused", "owner overtaken",
+	"takeover contested", "claim too late", "fresh left", "fresh pool claimed", "owner without reservation",
 	"owner found that it was fenced", "owner's NVRAM refused", "exit with code 3", "check of everything",
 }
 
@@ -104,7 +105,7 @@ func TestMutationsAreCaught(t *testing.T) {
 	}
 	for _, m := range Mutations {
 		t.Run(string(m.Name), func(t *testing.T) {
-			most := 1200
+			most := 6000
 			if testing.Short() {
 				most = 300
 			}
