@@ -40,6 +40,11 @@ import "fmt"
 //     owner's only other way to acknowledge is to record solo on a majority, which the fence takes away.
 //     So between fence and second look the set of acknowledged writes stands still, and it is in the mirror
 //     or the second look says solo.
+//   - *Claim only over the label of that look*: between the two this controller may have been stopped, and the partner
+//     have fenced it in turn, become owner, recorded solo and acknowledged. So a claim fences again, reads the labels, and
+//     is a conflict unless they say what was seen (View.SameLabel).
+//   - *Fresh*: a clean claim says in the label that nobody needs the new log, until just before its first acknowledgement. A
+//     fresh pool is claimed clean, by the partner as if it had been handed over, and by its owner that lost its NVRAM.
 //   - *Claim after the second look* raises the epoch on a majority with the mark Replaying. A crash after it
 //     restarts in Reclaiming and replays the same mirror again: replay is idempotent, and the mirror stays
 //     frozen until the mark is cleared.

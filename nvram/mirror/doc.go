@@ -77,8 +77,9 @@
 //  7. The owner restarts. Its log may end below the mirror's (records that were torn here, never acknowledged): Start
 //     names the new run and its first LSN, and the mirror takes nothing older from there on. It may end above: those are
 //     sent, and Settle holds the owner back from serving them until they are. Runs further apart: full.
-//  8. A full session in sync (the standby's NVRAM was exchanged, or its content is of another run) would void a mirror on which
-//     acknowledgements rely: nvram.ErrSoloFirst has solo recorded before.
+//  8. A full session in sync (the standby's NVRAM was exchanged, or its content is of another run) would void a mirror that the
+//     members call as good as the log: nvram.ErrSoloFirst has solo recorded before. Only where the members say that nobody needs
+//     the log (nvram.Options.Fresh), or it never acknowledged anything, is nothing recorded.
 //  9. Standby's NVRAM comes back empty: no superblock, not complete, not eligible. Comes back as an older copy of itself,
 //     with the owner dead and nothing solo: it cannot be told from case 1. The medium's promise is broken; the
 //     members would have to count for it.

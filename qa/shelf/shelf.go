@@ -205,6 +205,7 @@ type Status struct {
 		LUN  uint16
 	}
 	Members []struct{ State string }
+	Trouble string
 }
 
 // Wait polls controller c until ok, or until its process has ended.
