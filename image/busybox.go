@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -102,9 +103,14 @@ func buildBusybox(out string) error {
 	for _, name := range rescueCommands {
 		paths = append(paths, commandRoot+name)
 	}
+	// A program that was built with -trimpath (GOFLAGS may say so) does not know it itself.
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return fmt.Errorf("go env GOROOT: %w", err)
+	}
 	var said strings.Builder
 	err = bb.BuildBusybox(log.New(&said, "", 0), &bb.Opts{
-		Env:          golang.Default(golang.DisableCGO(), golang.WithGOARCH("amd64"), golang.WithGOOS("linux"), golang.WithBuildTag(shellTag)),
+		Env:          golang.Default(golang.DisableCGO(), golang.WithGOARCH("amd64"), golang.WithGOOS("linux"), golang.WithBuildTag(shellTag), golang.WithGOROOT(strings.TrimSpace(string(goroot)))),
 		GenSrcDir:    filepath.Join(src, "bb"),
 		CommandPaths: paths,
 		BinaryPath:   out + ".new",
