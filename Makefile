@@ -1,4 +1,5 @@
 # Ledge. `make help` lists the targets; `make run` starts everything on this machine.
+SHELL   := /bin/bash
 GO      ?= go
 BIN     := build/bin
 IMAGE   := build/image
@@ -10,7 +11,7 @@ MAINS   := ./firmware/shelfd ./host/hostd ./host/ledge ./qa/lab/ledgelab
 SLOW    := /qa/lab$$|/qa/guest$$|/qa/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help build image disk run run-local test unit lab guest lint conformance bench sim fuzz packages clean
+.PHONY: help build image disk run run-local test unit store-sim lab guest lint conformance bench sim fuzz packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,11 @@ lint: ## gofmt, go vet
 
 unit: ## tests of every package, without the booted system (uncached: some build and run the daemons)
 	$(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -vE '$(SLOW)')
+	$(MAKE) store-sim
+
+store-sim: ## simulation of the host's store with small segments: SEEDS (20000, as make test has) from FIRST (1) on
+	GOGC=400 $(GO) test -count=1 -timeout 0 -tags smallstore -v ./host/store -run 'TestSimulation$$' -args -seeds $(or $(SEEDS),20000) -from $(or $(FIRST),1) \
+	  | grep -vE '^ *(=== |--- PASS: TestSimulation/)'; test $${PIPESTATUS[0]} = 0
 
 lab: build packages image ## end-to-end tests on the booted image
 	$(GO) test -v -count=1 -timeout 25m ./qa/lab

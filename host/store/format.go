@@ -11,17 +11,14 @@ import (
 
 // Sizes of the format. None can change without a new version.
 const (
-	BlockBytes   = 4096
-	SegmentBytes = 8 << 20
-	StripeBytes  = 1 << 20   // the unit in which a segment is written
-	LineBytes    = 64 << 10  // the unit in which a segment is read and cached
-	ringOffset   = 64 << 10  // where the ring of records begins on the journal LUN
-	maxSegments  = 1 << 28   // numbers of segments, 0 excluded: 2 PiB written in a store's life
-	maxSlots     = 1 << 14   // blocks stored in a segment
-	blockHeader  = 5         // crc32c and codec in front of a stored block
-	MaxVolume    = 256 << 40 // bytes of a volume
-	MaxVolumes   = 1024
-	maxName      = 128
+	BlockBytes  = 4096
+	ringOffset  = 64 << 10  // where the ring of records begins on the journal LUN
+	maxSegments = 1 << 28   // numbers of segments, 0 excluded: 2 PiB written in a store's life
+	blockHeader = 5         // crc32c and codec in front of a stored block
+	MaxVolume   = 256 << 40 // bytes of a volume
+	MaxVolumes  = 1024
+	maxName     = 128
+	// geometry.go has the rest.
 )
 
 // ErrCorrupt: what was read is not what was written there; the wrapping says where.

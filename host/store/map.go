@@ -7,10 +7,8 @@ package store
 // Which pages are shared follows from the log's order alone. So a block that the cleaner moved is pointed elsewhere
 // in the shared page itself, once for all who have it, and replay does the same.
 const (
-	pageEntries = 512
-	pageBytes   = pageEntries*8 + 32 // in memory
-	nodePages   = 1024
-	nodeBlocks  = pageEntries * nodePages
+	pageBytes  = pageEntries*8 + 32 // in memory
+	nodeBlocks = pageEntries * nodePages
 )
 
 type page struct {

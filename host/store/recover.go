@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -133,15 +134,25 @@ func (st *Store) loadCheckpoint(ctx context.Context, s *superblock) error {
 }
 
 // replaySegments applies the data segments from number first up to end that follow the checkpoint
-// in the log. All others there are of no use: their numbers were taken and never completed.
+// in the log, and those of the cleaner among them. All others there are of no use: their numbers were taken and never completed.
+//
+// What the log refers to is there before who refers to it was written, but a segment of the cleaner may have a higher number
+// than the open one of the log that refers to it. So those are looked for first.
 func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied int, err error) {
 	const window = 16
+	moved, err := st.findMoved(ctx, first, end)
+	if err != nil {
+		return 0, err
+	}
 	for ; first < end; first += window {
 		found := make([]*found, min(window, end-first))
-		var g errgroup.Group
+		g, gctx := errgroup.WithContext(ctx)
 		for i := range found {
+			if found[i] = moved[first+uint32(i)]; found[i] != nil {
+				continue
+			}
 			g.Go(func() (err error) {
-				found[i], err = st.readFound(ctx, first+uint32(i))
+				found[i], err = st.readFound(gctx, first+uint32(i))
 				return err
 			})
 		}
@@ -158,12 +169,51 @@ func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied
 				return applied, err
 			}
 			applied++
+			st.counters.replayedSegments++
+			if f.t.kind == kindMoved {
+				st.counters.replayedMoved++
+			}
+			delete(moved, n)
 			if f.t.kind != kindMoved {
 				st.lastSegment, st.packed, st.sealedTo = n, f.t.cover, f.t.cover
 			}
 		}
 	}
 	return applied, nil
+}
+
+// findMoved returns the whole segments of the cleaner from number first up to end, which exist from then on.
+func (st *Store) findMoved(ctx context.Context, first, end uint32) (map[uint32]*found, error) {
+	var mu sync.Mutex
+	moved := map[uint32]*found{}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for n := first; n < end; n++ {
+		g.Go(func() error {
+			p := make([]byte, BlockBytes)
+			if err := st.opt.Segments.ReadAt(ctx, p, int64(n+1)*SegmentBytes-BlockBytes); err != nil {
+				return fmt.Errorf("store: look for segment %d: %w", n, err)
+			}
+			if t, err := st.checkTrailer(n, p); err != nil || t.kind != kindMoved {
+				return nil
+			}
+			f, err := st.readFound(ctx, n)
+			if f == nil || f.t.kind != kindMoved {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			moved[n] = f
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for n, f := range moved {
+		st.segs[n] = &segment{slots: f.t.slots}
+	}
+	return moved, nil
 }
 
 // found is a data segment that is whole.
@@ -199,8 +249,11 @@ func (st *Store) readFound(ctx context.Context, n uint32) (*found, error) {
 
 // applySegment does to the state what the packer did when it filled segment n.
 func (st *Store) applySegment(n uint32, f *found) error {
-	info := &segment{slots: f.t.slots}
-	st.segs[n] = info
+	info := st.segs[n]
+	if info == nil { // else one of the cleaner's, and others may refer to it already
+		info = &segment{slots: f.t.slots}
+		st.segs[n] = info
+	}
 	taken := map[loc]bool{}
 	err := decodeLog(n, f.slots, f.log, func(c *change) error {
 		v := st.volumes[c.vol]
@@ -370,6 +423,7 @@ func (st *Store) replayRecord(rec *record) error {
 		st.stage(b, v, o)
 	}
 	if len(b.ops) > 0 {
+		st.counters.replayedRecords++
 		st.queue = append(st.queue, b)
 	}
 	return nil

@@ -7,21 +7,23 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ledge-storage/ledge/target"
 )
 
 var (
-	seeds    = flag.Int("seeds", 12, "how many seeds TestSimulation runs")
+	seeds    = flag.Int("seeds", simSeeds, "how many seeds TestSimulation runs")
 	fromSeed = flag.Uint64("from", 1, "the first of them")
 )
 
 const (
-	simBlocks   = 3000
 	simWorkers  = 3
 	simContents = 4000
 )
@@ -38,6 +40,7 @@ type simulation struct {
 	taken int                     // snapshots so far
 	// doubt finds out what a cut left open.
 	doubt func(st *Store)
+	sums  *simSums
 }
 
 // modelVolume is what may be read: of each block the last acknowledged content, or one of those
@@ -101,24 +104,71 @@ func TestSimulation(t *testing.T) {
 	if testing.Short() {
 		n = min(n, 4)
 	}
-	for i := range n {
-		seed := *fromSeed + uint64(i)
-		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { simulate(t, seed) })
-		if t.Failed() {
-			t.Fatalf("replay with -run TestSimulation -from %d -seeds 1", seed)
+	workers := runtime.GOMAXPROCS(0)
+	var ran, broken atomic.Int64
+	sums := simSums{of: map[string]int64{}}
+	t.Cleanup(func() {
+		t.Logf("%d seeds of stores of %d KiB segments: %v", ran.Load(), SegmentBytes>>10, sums.of)
+		if ran.Load() < 1000 {
+			return
 		}
+		for _, what := range simMust {
+			if sums.of[what] == 0 {
+				t.Errorf("it never happened: %s", what)
+			}
+		}
+	})
+	for w := range workers {
+		t.Run(fmt.Sprint("worker=", w), func(t *testing.T) {
+			t.Parallel()
+			for i := w; i < n && broken.Load() == 0; i += workers {
+				seed := *fromSeed + uint64(i)
+				if !t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { simulate(t, seed, &sums) })
+				}) {
+					broken.Add(1)
+					t.Fatalf("replay with -run TestSimulation -from %d -seeds 1", seed)
+				}
+				ran.Add(1)
+			}
+		})
 	}
 }
 
-func simulate(t *testing.T, seed uint64) {
+// simSums counts what happened in all seeds.
+type simSums struct {
+	mu sync.Mutex
+	of map[string]int64
+}
+
+func (s *simSums) add(what string, n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.of[what] += n
+}
+
+var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "power cuts", "cuts in opening",
+	"segments replayed", "segments of the cleaner replayed", "records replayed", "no space"}
+
+// take adds up what a store did that has stopped.
+func (s *simulation) take(st *Store) {
+	c := &st.counters
+	for what, n := range map[string]int64{"segments written": c.segmentsWritten, "segments freed": c.segmentsFreed, "blocks moved": c.blocksMoved,
+		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "segments replayed": c.replayedSegments,
+		"segments of the cleaner replayed": c.replayedMoved, "records replayed": c.replayedRecords} {
+		s.sums.add(what, n)
+	}
+}
+
+func simulate(t *testing.T, seed uint64, sums *simSums) {
 	rng := rand.New(rand.NewPCG(seed, 0))
-	s := &simulation{t: t, seed: seed, sh: newShelf(t, seed), model: map[string]*modelVolume{}, snaps: map[*modelVolume]bool{}}
+	s := &simulation{t: t, seed: seed, sh: newShelf(t, seed), model: map[string]*modelVolume{}, snaps: map[*modelVolume]bool{}, sums: sums}
 	s.sh.p.jitter = true
 	s.opt = s.sh.options()
 	s.opt.CheckpointSegments = 1 + rng.IntN(4)
 	s.opt.Workers = 1 + rng.IntN(2)
 	if rng.IntN(3) == 0 {
-		s.opt.CapacityBytes = 24 * SegmentBytes // the cleaner works
+		s.opt.CapacityBytes = int64(simLeast+rng.IntN(25-simLeast)) * SegmentBytes // the cleaner works
 	}
 	const lives = 5
 	for life := range lives {
@@ -138,8 +188,14 @@ func simulate(t *testing.T, seed uint64) {
 			} else {
 				st.stop()
 			}
+			s.take(st)
 		} else if !s.cut() {
 			t.Fatalf("life %d: open: %v", life, err)
+		} else {
+			sums.add("cuts in opening", 1)
+		}
+		if s.cut() {
+			sums.add("power cuts", 1)
 		}
 		cancel()
 		if t.Failed() {
@@ -209,15 +265,16 @@ func (s *simulation) compareOne(ctx context.Context, st *Store, v *Volume, m *mo
 		s.t.Errorf("volume %s has %d bytes, the model %v", name, size, m.sizes)
 	}
 	m.sizes = []int64{size}
-	got := make([]byte, BlockBytes)
-	for lba := range uint64(size / BlockBytes) {
+	const most = 16
+	for lba := uint64(0); lba < uint64(size/BlockBytes); lba += most {
+		got := make([]byte, min(most, uint64(size/BlockBytes)-lba)*BlockBytes)
 		if err := v.Read(ctx, lba, got); err != nil {
-			if s.bad(st, fmt.Sprint("read ", name, " block ", lba), err) {
-				return
-			}
+			s.bad(st, fmt.Sprint("read ", name, " blocks from ", lba), err)
 			return
 		}
-		s.check(m, lba, got, true)
+		for i := range uint64(len(got) / BlockBytes) {
+			s.check(m, lba+i, got[i*BlockBytes:][:BlockBytes], true)
+		}
 	}
 }
 
@@ -303,7 +360,7 @@ func (s *simulation) administrate(ctx context.Context, st *Store, rng *rand.Rand
 		if s.doubt != nil || s.cut() {
 			return
 		}
-		size := int64(1000+rng.IntN(simBlocks-999)) * BlockBytes
+		size := int64(simBlocks/3+rng.IntN(simBlocks*2/3+1)) * BlockBytes
 		old := m.sizes[0]
 		cutOff := func() {
 			for lba := size / BlockBytes; lba < simBlocks; lba++ {
@@ -475,7 +532,7 @@ func (s *simulation) promote(ctx context.Context, st *Store, c *modelVolume) {
 // writer works on runs of 8 blocks, each the n-th of simWorkers.
 func (s *simulation) writer(ctx context.Context, st *Store, v *Volume, m *modelVolume, w int, rng *rand.Rand) {
 	limit := int(m.sizes[0] / BlockBytes)
-	for range 150 {
+	for range simOps {
 		run := rng.IntN(limit/8/simWorkers)*simWorkers + w
 		lba := uint64(run*8 + rng.IntN(4))
 		n := uint64(1 + rng.IntN(4))
@@ -517,6 +574,7 @@ func (s *simulation) writer(ctx context.Context, st *Store, v *Volume, m *modelV
 			}
 			m.mu.Unlock()
 		case isNoSpace(err): // nothing of it was written
+			s.sums.add("no space", 1)
 			m.mu.Lock()
 			for i := range numbers {
 				b := m.blocks[lba+uint64(i)]

@@ -10,6 +10,8 @@ type counters struct {
 	journalBytes           int64
 	cacheHits, cacheMisses int64
 	badLines, badBlocks    int64
+	// Of the recovery. replayedMoved are segments of the cleaner.
+	replayedSegments, replayedMoved, replayedRecords int64
 }
 
 // Stats are figures of the store: what it holds now, and what happened since it was opened.

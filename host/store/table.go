@@ -68,9 +68,6 @@ func (st *Store) table(ctx context.Context, n uint32) ([]slot, error) {
 	return slots, nil
 }
 
-// tableGuess is how much is read of a segment's end at first: most tables end here.
-const tableGuess = 192 << 10
-
 // readTable reads trailer, slots and log of data segment n from the LUN.
 func (st *Store) readTable(ctx context.Context, n uint32) (t trailer, slots []slot, log []byte, err error) {
 	end := int64(n+1) * SegmentBytes
