@@ -35,7 +35,7 @@ func sampleSuper() superblock {
 }
 
 func sampleRecord() (record, []byte) {
-	v := Volume{uuid: [16]byte{7}, name: "demo", applied: 1 << 20}
+	v := Volume{uuid: [16]byte{7}, name: "demo", appliedName: "demo", applied: 1 << 20}
 	describe := append(v.describe(), make([]byte, BlockBytes-len(v.describe()))...)
 	r := record{uuid: [16]byte{1}, epoch: 2, seq: 3, ops: []op{
 		{kind: opCreate, vol: 9, data: describe}, {kind: opWrite, vol: 9, lba: 5, count: 2, data: bytes.Repeat([]byte("ab"), BlockBytes)},
@@ -74,7 +74,7 @@ func sampleLog() []byte {
 
 func sampleItems() []byte {
 	p := []byte{itemHead, 9, 3, 4, 5}
-	v := Volume{uuid: [16]byte{7}, name: "demo", applied: 1 << 30}
+	v := Volume{uuid: [16]byte{7}, name: "demo", appliedName: "demo", applied: 1 << 30}
 	p = append(p, itemVolume, 7, byte(len(v.describe())))
 	p = append(p, v.describe()...)
 	var pg page
@@ -137,8 +137,8 @@ func TestGolden(t *testing.T) {
 
 // sampleCopies is what version 2 added: a snapshot and a clone.
 func sampleCopies() (snapshot, clone Volume, r record, log, items []byte) {
-	snapshot = Volume{uuid: [16]byte{8}, name: "monday", applied: 1 << 30, snapshot: true, from: 7, appliedFrom: 7, taken: 1e18, group: [16]byte{9}}
-	clone = Volume{uuid: [16]byte{10}, name: "copy", applied: 1 << 30, from: 8, appliedFrom: 8, taken: 2e18}
+	snapshot = Volume{uuid: [16]byte{8}, name: "monday", appliedName: "monday", applied: 1 << 30, snapshot: true, from: 7, appliedFrom: 7, taken: 1e18, group: [16]byte{9}}
+	clone = Volume{uuid: [16]byte{10}, name: "copy", appliedName: "copy", applied: 1 << 30, from: 8, appliedFrom: 8, taken: 2e18}
 	block := func(v *Volume) []byte { return append(v.describe(), make([]byte, BlockBytes-len(v.describe()))...) }
 	r = record{uuid: [16]byte{1}, epoch: 2, seq: 3, ops: []op{{kind: opCopy, vol: 8, lba: 7, data: block(&snapshot)},
 		{kind: opRollback, vol: 7, lba: 8, data: []byte{}}, {kind: opDescribe, vol: 9, data: block(&clone)}}}

@@ -380,7 +380,7 @@ func (st *Store) applyOp(v *Volume, o *op, b *batch, unit uint64) {
 		src.copying--
 	case opDescribe:
 		d, _ := parseDescription(o.data) // it was checked when it came
-		v.appliedFrom = d.from
+		v.appliedFrom, v.appliedName = d.from, d.name
 		l.volume(logDescribe, v.id, 0, v.describe())
 	}
 	st.charge(st.open.info, v, costElse, 0)

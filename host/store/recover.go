@@ -326,7 +326,7 @@ func (st *Store) applySegment(n uint32, f *found) error {
 				return fmt.Errorf("store: segment %d: %w", n, err)
 			}
 			st.redescribe(v, &d)
-			v.appliedFrom = d.from
+			v.appliedFrom, v.appliedName = d.from, d.name
 			cost = costElse
 		case logResize:
 			v.size, v.applied = int64(c.n), int64(c.n)
@@ -417,6 +417,9 @@ func (st *Store) replayRecord(rec *record) error {
 			d, err := parseDescription(o.data)
 			if err != nil {
 				return fmt.Errorf("store: record %d describes volume %d: %w", rec.seq, o.vol, err)
+			}
+			if x := st.listed(&d); x != nil && x != v {
+				return fmt.Errorf("store: record %d gives volume %d the name of volume %d: %w", rec.seq, o.vol, x.id, ErrCorrupt)
 			}
 			st.redescribe(v, &d)
 		}

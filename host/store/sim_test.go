@@ -330,7 +330,7 @@ func (s *simulation) administrate(ctx context.Context, st *Store, rng *rand.Rand
 			s.model[name] = m
 			continue
 		}
-		switch rng.IntN(9) {
+		switch rng.IntN(10) {
 		case 0, 1:
 			err := st.DeleteVolume(ctx, name)
 			if errors.Is(err, ErrHasSnapshots) {
@@ -356,6 +356,9 @@ func (s *simulation) administrate(ctx context.Context, st *Store, rng *rand.Rand
 			}
 		case 7:
 			s.promote(ctx, st, m)
+		case 8:
+			s.rename(ctx, st, m, []string{"a", "b", "c", "d"}[rng.IntN(4)])
+			name = m.name
 		}
 		if s.doubt != nil || s.cut() {
 			return
@@ -485,6 +488,29 @@ func (s *simulation) useSnapshot(ctx context.Context, st *Store, rng *rand.Rand,
 		m.sizes = append(m.sizes, now.sizes...)
 		for i := range m.blocks {
 			m.blocks[i] = append(m.blocks[i], now.blocks[i]...)
+		}
+	}
+}
+
+func (s *simulation) rename(ctx context.Context, st *Store, m *modelVolume, to string) {
+	apply := func() {
+		delete(s.model, m.name)
+		m.name = to
+		s.model[to] = m
+	}
+	taken := s.model[to] != nil
+	err := st.RenameVolume(ctx, m.name, to)
+	switch {
+	case taken && (err == nil || !errors.Is(err, ErrExists) && !s.cut()):
+		s.t.Errorf("%s has the name of %s now: %v", m.name, to, err)
+	case taken:
+	case err == nil:
+		apply()
+	case !s.bad(st, "rename", err):
+		s.doubt = func(st *Store) {
+			if _, err := st.Volume(to); err == nil {
+				apply()
+			}
 		}
 	}
 }

@@ -50,7 +50,9 @@ func (st *Store) list(v *Volume) {
 // unlist undoes it. mu is held.
 func (st *Store) unlist(v *Volume) {
 	if !v.snapshot {
-		delete(st.byName, v.name)
+		if st.byName[v.name] == v {
+			delete(st.byName, v.name)
+		}
 		return
 	}
 	delete(st.snaps[v.from], v.name)
@@ -71,13 +73,13 @@ func (st *Store) listed(v *Volume) *Volume {
 // redescribe makes v what d says it is of. mu is held.
 func (st *Store) redescribe(v, d *Volume) {
 	st.unlist(v)
-	v.from = d.from
+	v.from, v.name = d.from, d.name
 	st.list(v)
 }
 
 // copyOf begins a volume as a copy of src. mu is held.
 func (st *Store) copyOf(src *Volume, name string, snapshot bool, from uint32) (*Volume, op) {
-	v := &Volume{st: st, id: st.nextVol, name: name, size: src.size, applied: src.size, snapshot: snapshot, from: from, appliedFrom: from, dirty: map[uint64]*pending{}, promised: map[uint64]int{}}
+	v := &Volume{st: st, id: st.nextVol, name: name, appliedName: name, size: src.size, applied: src.size, snapshot: snapshot, from: from, appliedFrom: from, dirty: map[uint64]*pending{}, promised: map[uint64]int{}}
 	rand.Read(v.uuid[:])
 	v.uuid[6], v.uuid[8] = v.uuid[6]&0x0f|0x40, v.uuid[8]&0x3f|0x80
 	v.taken = st.opt.Now().UnixNano()
@@ -278,9 +280,7 @@ func (st *Store) Promote(ctx context.Context, clone string) error {
 			st.unlist(x)
 			x.from = from
 			st.list(x)
-			d := *x
-			d.appliedFrom, d.applied = from, x.size
-			ops = append(ops, op{kind: opDescribe, vol: x.id, data: d.describe()})
+			ops = append(ops, op{kind: opDescribe, vol: x.id, data: x.described()})
 		}
 		// The snapshots go last, so that a volume that a snapshot is of is never one that is none.
 		was := v.from

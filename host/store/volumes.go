@@ -29,6 +29,7 @@ type Volume struct {
 	snapshot    bool
 	from        uint32
 	appliedFrom uint32
+	appliedName string
 	taken       int64    // when, nanoseconds since 1970
 	group       [16]byte // the snapshots of one instant have one
 	// copying counts copies of this volume, and replacing ones of others to here, that are in the log and not applied.
@@ -62,11 +63,11 @@ type VolumeInfo struct {
 // describe is the payload of a creation: UUID, size, name; of snapshots and clones also, since version 2, what they are
 // of, when, and the group.
 func (v *Volume) describe() []byte {
-	p := make([]byte, 0, 64+len(v.name))
+	p := make([]byte, 0, 64+len(v.appliedName))
 	p = append(p, v.uuid[:]...)
 	p = le.AppendUint64(p, uint64(v.applied))
-	p = le.AppendUint16(p, uint16(len(v.name)))
-	p = append(p, v.name...)
+	p = le.AppendUint16(p, uint16(len(v.appliedName)))
+	p = append(p, v.appliedName...)
 	if v.appliedFrom == 0 {
 		return p
 	}
@@ -90,6 +91,7 @@ func parseDescription(p []byte) (v Volume, err error) {
 	copy(v.uuid[:], p)
 	size := le.Uint64(p[16:])
 	v.name = string(p[26 : 26+int(le.Uint16(p[24:]))])
+	v.appliedName = v.name
 	if size > MaxVolume || size%BlockBytes != 0 || checkName(v.name) != nil {
 		return v, fmt.Errorf("volume description of %q: %w", v.name, ErrCorrupt)
 	}
@@ -133,7 +135,7 @@ func (st *Store) CreateVolume(ctx context.Context, name string, bytes int64) (Vo
 	if err := checkSize(bytes); err != nil {
 		return VolumeInfo{}, err
 	}
-	v := &Volume{st: st, name: name, size: bytes, applied: bytes, dirty: map[uint64]*pending{}, promised: map[uint64]int{}}
+	v := &Volume{st: st, name: name, appliedName: name, size: bytes, applied: bytes, dirty: map[uint64]*pending{}, promised: map[uint64]int{}}
 	rand.Read(v.uuid[:])
 	v.uuid[6], v.uuid[8] = v.uuid[6]&0x0f|0x40, v.uuid[8]&0x3f|0x80
 	err := st.submit(ctx, func() ([]op, error) {
@@ -168,6 +170,33 @@ func (st *Store) DeleteVolume(ctx context.Context, name string) error {
 		st.unlist(v)
 		return []op{{kind: opDelete, vol: v.id}}, nil
 	})
+}
+
+// RenameVolume gives a volume another name. Its snapshots and clones, and handles of it, stay with it.
+func (st *Store) RenameVolume(ctx context.Context, name, to string) error {
+	if err := checkName(to); err != nil {
+		return err
+	}
+	return st.submit(ctx, func() ([]op, error) {
+		v := st.byName[name]
+		if v == nil {
+			return nil, fmt.Errorf("%q: %w", name, ErrNotFound)
+		}
+		if st.byName[to] != nil {
+			return nil, fmt.Errorf("%q: %w", to, ErrExists)
+		}
+		st.unlist(v)
+		v.name = to
+		st.list(v)
+		return []op{{kind: opDescribe, vol: v.id, data: v.described()}}, nil
+	})
+}
+
+// described is a description of v as the next entry of the log has it. mu is held.
+func (v *Volume) described() []byte {
+	d := *v
+	d.appliedName, d.appliedFrom, d.applied = v.name, v.from, v.size
+	return d.describe()
 }
 
 // ResizeVolume changes the size. What is cut off is gone: it reads as zeros if the volume grows again.
