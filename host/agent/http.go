@@ -24,11 +24,8 @@ func (a *Agent) handler() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			status, out, err := f(r)
 			if err != nil {
-				var e *api.Error
-				if !errors.As(answer(r.Method, r.URL.Path, err), &e) {
-					e = refuse(http.StatusInternalServerError, "", "%v", err)
-				}
-				status, out = e.Status, e
+				replyError(w, r, err)
+				return
 			}
 			reply(w, status, out)
 		})
@@ -69,6 +66,19 @@ func (a *Agent) handler() http.Handler {
 		}
 		v, err := a.resizeVolume(r.Context(), r.PathValue("name"), size, shrink)
 		return http.StatusOK, v, err
+	})
+	mux.HandleFunc("GET /v1/volumes/{name}/export", func(w http.ResponseWriter, r *http.Request) {
+		if err := a.exportVolume(w, r); err != nil {
+			replyError(w, r, err)
+		}
+	})
+	mux.HandleFunc("POST /v1/volumes/{name}/import", func(w http.ResponseWriter, r *http.Request) {
+		v, err := a.importVolume(w, r)
+		if err != nil {
+			replyError(w, r, err)
+			return
+		}
+		reply(w, http.StatusCreated, v)
 	})
 	handle("POST /v1/volumes/{name}/promote", func(r *http.Request) (int, any, error) {
 		v, err := a.promote(r.Context(), r.PathValue("name"))
@@ -134,6 +144,14 @@ func (a *Agent) handler() http.Handler {
 			reply(w, http.StatusServiceUnavailable, refuse(0, "ask again", "%d requests are being served", maxRequests))
 		}
 	})
+}
+
+func replyError(w http.ResponseWriter, r *http.Request, err error) {
+	var e *api.Error
+	if !errors.As(answer(r.Method, r.URL.Path, err), &e) {
+		e = refuse(http.StatusInternalServerError, "", "%v", err)
+	}
+	reply(w, e.Status, e)
 }
 
 func reply(w http.ResponseWriter, status int, out any) {

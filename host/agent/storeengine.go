@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/ledge-storage/ledge/host/api"
 	"github.com/ledge-storage/ledge/host/cache"
@@ -61,7 +62,39 @@ func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (
 		defer cancel()
 		return nil, errors.Join(err, e.st.Close(end))
 	}
+	if err := e.sweep(ctx); err != nil {
+		log.Warn("what an interrupted import or export left stays for now", "error", err)
+	}
 	return e, nil
+}
+
+// sweep deletes what imports and exports left that ended with the agent.
+func (e *storeEngine) sweep(ctx context.Context) error {
+	list, err := e.st.Snapshots("")
+	for _, s := range list {
+		if strings.HasPrefix(s.Name, exportPrefix) {
+			err = errors.Join(err, e.st.DeleteSnapshot(ctx, s.Volume, s.Name))
+		}
+	}
+	for _, v := range e.st.Volumes() {
+		if strings.HasPrefix(v.Name, importPrefix) {
+			err = errors.Join(err, sweepImport(ctx, e, v.Name))
+		}
+	}
+	return err
+}
+
+// RenameVolume implements Transferrer.
+func (e *storeEngine) RenameVolume(ctx context.Context, name, to string) error {
+	return e.st.RenameVolume(ctx, name, to)
+}
+
+// Blocks implements Transferrer.
+func (e *storeEngine) Blocks(volume, snapshot string) (Blocks, error) {
+	if snapshot == "" {
+		return e.st.Volume(volume)
+	}
+	return e.st.OpenSnapshot(volume, snapshot)
 }
 
 func (e *storeEngine) device(ctx context.Context, g api.Grant, lun uint32, log *slog.Logger) (*initiator.Device, error) {
@@ -149,7 +182,7 @@ func (e *storeEngine) Device(name string) (target.Device, error) {
 func (e *storeEngine) Volumes() (out []VolumeInfo) {
 	c := e.cacheFigures()
 	for _, v := range e.st.Volumes() {
-		if v.Name == volume.SystemVolume {
+		if own(v.Name) { // volume.SystemVolume, and what is being imported
 			continue
 		}
 		out = append(out, VolumeInfo{Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Origin: v.Origin, Snapshots: v.Snapshots, Cache: c, Figures: api.Figures{

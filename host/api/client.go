@@ -46,7 +46,7 @@ func New(address, token string) (*Client, error) {
 	if err := CheckAddress(address); err != nil {
 		return nil, err
 	}
-	t := &http.Transport{DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext, ResponseHeaderTimeout: 160 * time.Second, MaxIdleConns: 2, IdleConnTimeout: 10 * time.Second}
+	t := &http.Transport{DialContext: (&net.Dialer{Timeout: 3 * time.Second}).DialContext, ResponseHeaderTimeout: 160 * time.Second, ExpectContinueTimeout: 5 * time.Second, MaxIdleConns: 2, IdleConnTimeout: 10 * time.Second}
 	c := &Client{name: address, base: strings.TrimSuffix(address, "/"), token: token, http: &http.Client{Transport: t}}
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		c.base = "http://unix"
@@ -93,6 +93,42 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	return c.answer(req, out)
+}
+
+// Headers of an exported image.
+const (
+	ImageType       = "application/x-qcow2"
+	DiskBytesHeader = "Ledge-Disk-Bytes"
+)
+
+// Get returns the answer itself, for its body, which the caller closes.
+func (c *Client) Get(ctx context.Context, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.send(req)
+	if err != nil || resp.StatusCode/100 == 2 {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	return nil, c.read(req, resp, nil)
+}
+
+// Send posts what body gives, of so many bytes, and decodes the answer into out.
+func (c *Client) Send(ctx context.Context, path string, body io.Reader, bytes int64, out any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", ImageType)
+	req.Header.Set("Expect", "100-continue") // what is refused at once is not sent
+	req.ContentLength = bytes
+	return c.answer(req, out)
+}
+
+func (c *Client) send(req *http.Request) (*http.Response, error) {
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
@@ -102,9 +138,22 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 		if errors.As(err, &u) {
 			err = u.Err // without the made-up host of a unix socket
 		}
-		return fmt.Errorf("%w at %s: %w", ErrNoServer, c.name, err)
+		return nil, fmt.Errorf("%w at %s: %w", ErrNoServer, c.name, err)
+	}
+	return resp, nil
+}
+
+func (c *Client) answer(req *http.Request, out any) error {
+	resp, err := c.send(req)
+	if err != nil {
+		return err
 	}
 	defer resp.Body.Close()
+	return c.read(req, resp, out)
+}
+
+// read decodes an answer.
+func (c *Client) read(req *http.Request, resp *http.Response, out any) error {
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return fmt.Errorf("%s: answer: %w", c.name, err)
@@ -123,7 +172,7 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 		return nil
 	}
 	if err := json.Unmarshal(answer, out); err != nil {
-		return fmt.Errorf("%s: answer of %s %s: %w", c.name, method, path, err)
+		return fmt.Errorf("%s: answer of %s %s: %w", c.name, req.Method, req.URL.Path, err)
 	}
 	return nil
 }
