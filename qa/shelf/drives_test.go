@@ -220,7 +220,9 @@ func TestMissingMembers(t *testing.T) {
 	}
 	r.up("A", "B")
 	for _, c := range []string{"A", "B"} {
-		st, err := r.Wait(r.ctx, c, "waiting for members", func(st Status) bool { return strings.Contains(st.Trouble, "members 3, 8, 10 are missing, parity stands for 2") })
+		st, err := r.Wait(r.ctx, c, "waiting for members", func(st Status) bool {
+			return strings.Contains(st.Trouble, "members 3, 8, 10 are missing, parity stands for 2")
+		})
 		r.must(st, err)
 	}
 	for _, m := range gone {
