@@ -25,6 +25,8 @@ type Options struct {
 	Open OpenEngine
 	// CheckInterval is how often a serving engine is asked whether it still works; zero: 500 ms.
 	CheckInterval time.Duration
+	// Now is the time of day, for scheduled snapshots; nil: the machine's.
+	Now func() time.Time
 }
 
 // closeTimeout bounds what a clean end may wait for the shelf: what is not packed then stays in the
@@ -51,7 +53,9 @@ type Agent struct {
 	failure error
 	engine  Engine // nil unless serving
 	targets map[string]*scsi.Target
-	tokens  *scsi.Tokens // of all volumes, so that a copy by token goes from one to another
+	// schedules is how the scheduled snapshots do.
+	schedules []api.Schedule
+	tokens    *scsi.Tokens // of all volumes, so that a copy by token goes from one to another
 }
 
 // New binds the portal and the API's socket. Nothing else happens before Run.
@@ -61,6 +65,9 @@ func New(cfg Config, opt Options) (_ *Agent, err error) {
 	}
 	if opt.CheckInterval == 0 {
 		opt.CheckInterval = 500 * time.Millisecond
+	}
+	if opt.Now == nil {
+		opt.Now = time.Now
 	}
 	a := &Agent{cfg: cfg, opt: opt, log: opt.Logger, open: opt.Open, admin: make(chan struct{}, 1), phase: api.PhaseJoining, since: time.Now(), targets: map[string]*scsi.Target{}, tokens: scsi.NewTokens(nil)}
 	if a.portal, err = net.Listen("tcp", cfg.Listen); err != nil {
@@ -180,7 +187,9 @@ func (a *Agent) session(ctx context.Context) error {
 	}
 	a.log.Info("serving", "volumes", len(targets), "portal", a.cfg.Portal)
 	a.enter(api.PhaseServing, engine, targets) // targets is a.mu's from here on
+	schedule := a.newScheduler()
 	for err == nil && ctx.Err() == nil {
+		schedule.run(ctx, engine)
 		pause(ctx, a.opt.CheckInterval)
 		err = engine.Err()
 	}

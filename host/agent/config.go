@@ -42,6 +42,8 @@ const (
 //	  "memory": {"buffer": "64MiB", "map": "1GiB", "index": "64MiB", "lines": "64MiB"},
 //	  "chap": [{"initiator": "iqn…", "volumes": ["db"], "user": "…", "secret": "…",
 //	            "mutual_user": "…", "mutual_secret": "…"}],   who may use the volumes; see CHAP below [everybody]
+//	  "snapshots": [{"name": "hourly", "volumes": ["db", "db-log"], "every": "1h", "keep": 24}],   taken by themselves, of all
+//	                                                volumes of an entry at one instant (schedule.go) [none]
 //	  "spin_us": 0,                                 look for an initiator's next command this long before sleeping: less
 //	                                                latency for one command at a time, for up to as much of a core [0]
 //	  "log_level": "info"
@@ -64,6 +66,7 @@ type Config struct {
 	BufferBytes, MapBytes    int64 // zero: the store's own
 	IndexBytes, LineBytes    int64
 	CHAP                     iscsi.Users
+	Snapshots                []Schedule
 	Spin                     time.Duration
 	LogLevel                 slog.Level
 }
@@ -149,6 +152,7 @@ func ParseConfig(b []byte) (Config, error) {
 		s.end()
 	}
 	c.CHAP = o.users("chap")
+	c.Snapshots = o.schedules("snapshots")
 	micros := int64(0)
 	o.number("spin_us", &micros, 0, iscsi.MaxSpin.Microseconds(), "microseconds")
 	c.Spin = time.Duration(micros) * time.Microsecond

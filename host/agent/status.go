@@ -10,6 +10,7 @@ func (a *Agent) status() api.Status {
 		Host: a.cfg.Name, Initiator: a.cfg.Initiator, Version: a.opt.Version, Phase: a.phase, Since: a.since, Portal: a.cfg.Portal,
 		Volumes: len(a.targets), Paths: []api.Path{}, MaxVolumes: MaxVolumes, MaxSizeBytes: MaxVolumeBytes, SizeStepBytes: VolumeStep,
 	}
+	s.Schedules = append([]api.Schedule{}, a.schedules...)
 	if a.failure != nil {
 		s.Trouble = a.failure.Error()
 	}

@@ -113,13 +113,27 @@ type Status struct {
 	Portal  string    `json:"portal"`
 	Store   string    `json:"store,omitempty"` // UUID
 	Figures
-	Cache         Cache  `json:"cache"`
-	Volumes       int    `json:"volumes"`
-	Sessions      int    `json:"sessions"`
-	Paths         []Path `json:"paths"`
-	MaxVolumes    int    `json:"max_volumes"`
-	MaxSizeBytes  int64  `json:"max_volume_bytes"`
-	SizeStepBytes int64  `json:"volume_step_bytes"`
+	Cache    Cache  `json:"cache"`
+	Volumes  int    `json:"volumes"`
+	Sessions int    `json:"sessions"`
+	Paths    []Path `json:"paths"`
+	// Schedules are the entries of "snapshots" in the configuration.
+	Schedules     []Schedule `json:"schedules"`
+	MaxVolumes    int        `json:"max_volumes"`
+	MaxSizeBytes  int64      `json:"max_volume_bytes"`
+	SizeStepBytes int64      `json:"volume_step_bytes"`
+}
+
+// Schedule is snapshots that the agent takes by itself.
+type Schedule struct {
+	Name         string   `json:"name"`
+	Volumes      []string `json:"volumes"`
+	EverySeconds int64    `json:"every_seconds"`
+	Keep         int      `json:"keep"`
+	// Last is when one was taken since the agent serves; Next when it looks again; Trouble what failed last.
+	Last    *time.Time `json:"last,omitempty"`
+	Next    *time.Time `json:"next,omitempty"`
+	Trouble string     `json:"trouble,omitempty"`
 }
 
 // CreateRequest and ResizeRequest are the bodies of the two POSTs.

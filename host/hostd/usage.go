@@ -11,7 +11,8 @@ const example = `{
     {"initiator": "iqn.1994-05.com.redhat:esx7", "volumes": ["vmfs1"], "user": "esx7", "secret_file": "/etc/ledge/esx7",
      "mutual_user": "ledge", "mutual_secret_file": "/etc/ledge/self"},
     {"user": "backup", "secret_file": "/etc/ledge/backup"}
-  ]
+  ],
+  "snapshots": [{"name": "hourly", "volumes": ["vmfs1"], "every": "1h", "keep": 24}]
 }
 `
 
@@ -40,6 +41,9 @@ Fields of the configuration, [what an absent one means]:
                  name, or where none has it, by one without; to the volumes of the entry, or all. mutual_user and its
                  secret are what the agent proves when asked. A secret has 12 to 128 bytes, here or in a file;
                  neither may be open to everybody. It is read at start.
+  snapshots      taken by themselves: [{"name": "hourly", "volumes": ["vmfs1"], "every": "1h", "keep": 24}, …]: of an
+                 entry's volumes at one instant in every period (multiples of it since 1970, UTC), the newest so many
+                 kept; they are named NAME-YYYYMMDD-HHMMSS [none]
   spin_us        look for an initiator's next command for so many microseconds before sleeping: less latency for one
                  command at a time, for up to as much of a core; 50 is a good value where a core is free [0]
   log_level      debug, info, warn or error [info]

@@ -58,6 +58,22 @@ func (t *tool) printHost(s api.Status) error {
 	if err := facts(t.out, pairs...); err != nil {
 		return err
 	}
+	if len(s.Schedules) > 0 {
+		fmt.Fprintln(t.out)
+		rows := [][]string{{"SNAPSHOTS", "OF", "EVERY", "KEEP", "LAST", "NEXT", "ERROR"}}
+		at := func(x *time.Time) string {
+			if x == nil {
+				return "–"
+			}
+			return x.Local().Format(time.DateTime)
+		}
+		for _, x := range s.Schedules {
+			rows = append(rows, []string{x.Name, strings.Join(x.Volumes, " "), (time.Duration(x.EverySeconds) * time.Second).String(), fmt.Sprint(x.Keep), at(x.Last), at(x.Next), x.Trouble})
+		}
+		if err := table(t.out, rows); err != nil {
+			return err
+		}
+	}
 	if len(s.Paths) == 0 {
 		return nil
 	}
