@@ -148,15 +148,59 @@ func (s *simSums) add(what string, n int64) {
 }
 
 var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "power cuts", "cuts in opening",
-	"segments replayed", "segments of the cleaner replayed", "records replayed", "no space"}
+	"segments replayed", "segments of the cleaner replayed", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found"}
 
 // take adds up what a store did that has stopped.
 func (s *simulation) take(st *Store) {
 	c := &st.counters
 	for what, n := range map[string]int64{"segments written": c.segmentsWritten, "segments freed": c.segmentsFreed, "blocks moved": c.blocksMoved,
 		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "segments replayed": c.replayedSegments,
-		"segments of the cleaner replayed": c.replayedMoved, "records replayed": c.replayedRecords} {
+		"segments of the cleaner replayed": c.replayedMoved, "records replayed": c.replayedRecords, "bad lines found": c.badLines} {
 		s.sums.add(what, n)
+	}
+}
+
+// lyingCache is a flash cache that keeps what it likes, and now and then gives a line with a bit turned over, or another line.
+type lyingCache struct {
+	mu    sync.Mutex
+	lines map[lineKey][]byte
+	rng   *rand.Rand
+	sums  *simSums
+}
+
+func (c *lyingCache) Read(_ [16]byte, segment uint32, line int, p []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.lines[lineKey{segment, line}]
+	switch what := c.rng.IntN(20); {
+	case b == nil || what < 3:
+		return false
+	case what == 3:
+		for k, other := range c.lines {
+			if k != (lineKey{segment, line}) {
+				b = other
+				break
+			}
+		}
+		fallthrough
+	default:
+		copy(p, b)
+		if what == 4 {
+			p[c.rng.IntN(len(p))] ^= 1 << c.rng.IntN(8)
+		}
+		if what <= 4 {
+			c.sums.add("lies of the cache", 1)
+		}
+		c.sums.add("lines from the cache", 1)
+		return true
+	}
+}
+
+func (c *lyingCache) Write(_ [16]byte, segment uint32, line int, p []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rng.IntN(4) > 0 {
+		c.lines[lineKey{segment, line}] = bytes.Clone(p)
 	}
 }
 
@@ -169,6 +213,9 @@ func simulate(t *testing.T, seed uint64, sums *simSums) {
 	s.opt.Workers = 1 + rng.IntN(2)
 	if rng.IntN(3) == 0 {
 		s.opt.CapacityBytes = int64(simLeast+rng.IntN(25-simLeast)) * SegmentBytes // the cleaner works
+	}
+	if rng.IntN(2) == 0 {
+		s.opt.Cache = &lyingCache{lines: map[lineKey][]byte{}, rng: rand.New(rand.NewPCG(seed, 3)), sums: sums}
 	}
 	const lives = 5
 	for life := range lives {
