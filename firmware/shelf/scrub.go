@@ -304,6 +304,21 @@ func (p *Pool) holds(stripe uint64) bool {
 	return x < uint64(p.sb.extents()) && p.table.entries[x].lun != 0
 }
 
+// Written tells whether somebody relies on what the members have of a stripe: the metadata's, and those that the map calls written. What
+// lies elsewhere may be torn, and is overwritten whole before it is read.
+func (p *Pool) Written(stripe uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.sb.metaOf(stripe); ok {
+		return true
+	}
+	if stripe < p.sb.DataStripe {
+		return false
+	}
+	x, i := (stripe-p.sb.DataStripe)/uint64(p.sb.ExtentStripes), (stripe-p.sb.DataStripe)%uint64(p.sb.ExtentStripes)
+	return x < uint64(p.sb.extents()) && p.table.entries[x].lun != 0 && p.table.entries[x].written>>i&1 != 0
+}
+
 // isDirty tells whether blocks of a stripe are in the overlay.
 func (p *Pool) isDirty(stripe uint64) bool {
 	p.mu.Lock()
