@@ -3,7 +3,6 @@ package nvram_test
 import (
 	"context"
 	"errors"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,31 +13,26 @@ import (
 // freshWitness is a pool's members whose label says that nothing acknowledged is in the log. A call of the log waits
 // until the test lets it go on.
 type freshWitness struct {
-	nvramtest.Witness
 	called chan string
 	answer chan error
-
-	mu    sync.Mutex
-	fresh bool
 }
 
 func newFreshWitness() *freshWitness {
-	return &freshWitness{fresh: true, called: make(chan string, 8), answer: make(chan error, 8)}
+	return &freshWitness{called: make(chan string, 8), answer: make(chan error, 8)}
 }
 
-func (w *freshWitness) call(what string) error {
+func (w *freshWitness) call(ctx context.Context, what string) error {
 	w.called <- what
-	err := <-w.answer
-	if err == nil {
-		w.mu.Lock()
-		w.fresh = false
-		w.mu.Unlock()
+	select {
+	case err := <-w.answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return err
 }
 
-func (w *freshWitness) EnterSolo(context.Context, uint64) error { return w.call("enter") }
-func (w *freshWitness) LeaveSolo(context.Context) error         { return w.call("leave") }
+func (w *freshWitness) EnterSolo(ctx context.Context, _ uint64) error { return w.call(ctx, "enter") }
+func (w *freshWitness) LeaveSolo(ctx context.Context) error           { return w.call(ctx, "leave") }
 
 // Nothing of a fresh log is acknowledged before the members are told that there may be something.
 func TestFreshIsLeftFirst(t *testing.T) {

@@ -5,10 +5,14 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/ledge-storage/ledge/firmware/control"
 	"github.com/ledge-storage/ledge/firmware/ha"
 	"github.com/ledge-storage/ledge/nvram"
+	"github.com/ledge-storage/ledge/nvram/nvramtest"
 	"github.com/ledge-storage/ledge/nvram/region"
 	"github.com/ledge-storage/ledge/raid"
 	"github.com/ledge-storage/ledge/raid/drive"
@@ -38,6 +42,86 @@ func (f *shelfFiles) partner() *backend {
 		}
 	})
 	return b
+}
+
+// heldPort is a port whose label writes wait while hold is not nil.
+type heldPort struct {
+	port
+	hold *atomic.Pointer[chan struct{}]
+}
+
+func (p *heldPort) WriteAt(b []byte, off int64) (int, error) {
+	if c := p.hold.Load(); c != nil && off < raid.DataOffset {
+		<-*c
+	}
+	return p.port.WriteAt(b, off)
+}
+
+// mirrored is a link whose partner mirrors at once.
+type mirrored struct {
+	link
+	partner *nvramtest.Partner
+}
+
+func (m mirrored) Replicator() nvram.Replicator { return m.partner }
+func (mirrored) Connected() bool                { return true }
+func (mirrored) StopReceiving()                 {}
+
+// TestFreshPoolOpensAfterItsLabel: an owner in sync acknowledges nothing, and so does not even open, before the members say that its
+// log may be needed (P1: else who finds them so may drop it).
+func TestFreshPoolOpensAfterItsLabel(t *testing.T) {
+	f := &shelfFiles{t: t, dir: t.TempDir()}
+	for i := range 5 {
+		if err := drive.Create(f.path(i), raid.DataOffset+200*raid.SlotBytes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var hold atomic.Pointer[chan struct{}]
+	b := f.partner()
+	b.conf.Array = ArrayConfig{Data: 2, Parity: 2}
+	b.drives.close()
+	b.drives = newDrives([]string{filepath.Join(f.dir, "d*")}, func(path string) (port, error) {
+		d, err := drive.Open(path, drive.Options{Controller: "s1.B"})
+		return &heldPort{d, &hold}, err
+	}, b.log)
+	f.b = b
+	r, err := region.Open(filepath.Join(f.dir, "nvram-A"), region.Options{Create: true, Size: 16 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	_, area := nvram.Areas(r.Size())
+	m, err := nvram.OpenMirror(r, area)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.link, b.front, b.gate = mirrored{partner: nvramtest.NewPartner(m)}, newFront(ha.B, "iqn.2026-11.io.ledge:t", b.log), ha.NewGate(nil)
+	b.lost, b.broken = func() {}, func() {}
+	if err := b.Form(t.Context(), control.PoolSpec{Spares: 0}); err != nil {
+		t.Fatal(err)
+	}
+	if l := f.says(); !l.Fresh() {
+		t.Fatalf("a new pool's label has flags %d", l.Flags)
+	}
+	released := make(chan struct{})
+	hold.Store(&released)
+	opened := make(chan error, 1)
+	go func() { opened <- b.Open(t.Context(), ha.View{Epoch: 1, Owner: ha.B, Fresh: true}) }()
+	select {
+	case err := <-opened:
+		t.Errorf("the pool is open (%v), and the members still call its log fresh", err)
+		opened <- err
+	case <-time.After(time.Second):
+	}
+	hold.Store(nil)
+	close(released)
+	if err := <-opened; err != nil {
+		t.Fatal(err)
+	}
+	if l := f.says(); l.Flags != 0 {
+		t.Errorf("in sync the label has flags %d", l.Flags)
+	}
+	b.Abort()
 }
 
 // says is the label on the members now.
