@@ -15,6 +15,9 @@
 // impossible (a socket in use), that Run returns when every goroutine, session and listener is gone, and that
 // initiators see a volume as soon as its creation was acknowledged, and after every restart of the agent.
 //
+// Beside volumes and snapshots by order (volumes.go, snapshots.go) it takes snapshots by schedule (schedule.go), and exports and
+// imports volumes as images (transfer.go). Both keep nothing on the host, and a crash in the middle leaves nothing that looks whole.
+//
 // A store that another host has opened (store.ErrFenced) ends Run: two agents that take the store from
 // each other for ever would serve nobody.
 package agent

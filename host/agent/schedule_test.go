@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"context"
-	"log/slog"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -58,26 +56,9 @@ func TestSchedule(t *testing.T) {
 		cfg := Config{Name: "h1", Initiator: "iqn.2026-11.io.ledge:host.h1", ShelfAPIs: []string{shelf}, Listen: "127.0.0.1:0", API: filepath.Join(dir, name),
 			BufferBytes: 16 * mib, JournalBytes: 64 * mib, StoreBytes: tib,
 			Snapshots: []Schedule{{"half", []string{"db", "log"}, 30 * time.Minute, 3}, {"daily", []string{"db"}, 24 * time.Hour, 2}}}
-		log := slog.New(slog.DiscardHandler)
-		a, err := New(cfg, Options{Logger: log, Open: OpenStore(cfg, log), CheckInterval: 2 * time.Millisecond, Now: now})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := api.New("unix:"+cfg.API, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		r := &running{a, c, make(chan error, 1), cancel}
-		go func() { r.done <- a.Run(ctx) }()
+		r, end := beginWith(t, cfg, now)
 		r.wait(t, api.PhaseServing)
-		return r, func() {
-			cancel()
-			c.Close()
-			if err := <-r.done; err != nil {
-				t.Error(err)
-			}
-		}
+		return r, end
 	}
 	names := func(r *running, volume string) (list []string) {
 		t.Helper()

@@ -72,8 +72,14 @@ func standIn(t *testing.T) (address string) {
 func beginAgent(t *testing.T, shelf, dir, name string) (*running, context.CancelFunc) {
 	cfg := Config{Name: "h1", Initiator: "iqn.2026-11.io.ledge:host.h1", ShelfAPIs: []string{shelf}, Listen: "127.0.0.1:0", API: filepath.Join(dir, name),
 		CachePath: filepath.Join(dir, name+".cache"), CacheBytes: 64 * mib, BufferBytes: 16 * mib, JournalBytes: 64 * mib, StoreBytes: tib}
+	return beginWith(t, cfg, time.Now)
+}
+
+// beginWith begins an agent on the shelf's LUNs.
+func beginWith(t *testing.T, cfg Config, now func() time.Time) (*running, context.CancelFunc) {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	a, err := New(cfg, Options{Logger: log, Open: OpenStore(cfg, log), CheckInterval: 5 * time.Millisecond})
+	a, err := New(cfg, Options{Logger: log, Open: OpenStore(cfg, log), CheckInterval: 5 * time.Millisecond, Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,8 @@
 //	 64    entries, 24 bytes each              description, then zeros
 //
 //	description: UUID (16), bytes (8), length of the name (2), name; of snapshots and clones also: 1 for a snapshot or
-//	0 (1), volume that it is of or snapshot that the clone is of (4), nanoseconds since 1970 (8), group (16)
+//	0 (1), volume that it is of or snapshot that the clone is of (4), nanoseconds since 1970 (8), group (16). A later
+//	one changes what the volume is of, and its name; an agent from before 2026-11-27 leaves the name as it was
 //
 //	segment, 8 MiB: stored blocks from its start, slots and log just before the trailer, the trailer
 //	last. Stripes of 1 MiB without anything in them are not written.

@@ -1,6 +1,12 @@
 package store
 
-import "testing"
+import (
+	"cmp"
+	"context"
+	"errors"
+	"testing"
+	"time"
+)
 
 // A segment of the log refers to blocks that the cleaner moved into one with a higher number while it was open. Both
 // are durable when the power goes, and the second is found.
@@ -62,4 +68,72 @@ func (st *Store) v(name string) *blockMap {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
 	return &st.byName[name].m
+}
+
+// heldJournal lets no record through while held is open.
+type heldJournal struct {
+	Device
+	held chan struct{}
+}
+
+func (h *heldJournal) WriteAt(ctx context.Context, p []byte, off int64) error {
+	if off >= ringOffset {
+		select {
+		case <-h.held:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return h.Device.WriteAt(ctx, p, off)
+}
+
+// A checkpoint has the names that volumes had at its place in the log, not the one that a rename, which is not durable yet, gave.
+func TestRenameIsInOrder(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	o := sh.options()
+	st := open(t, o)
+	for _, name := range []string{"a", "b"} {
+		if _, err := st.CreateVolume(ctx, name, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, volume(t, st, "a").Write(ctx, 0, noise(1, 4)))
+	if err := st.RenameVolume(ctx, "a", "b"); !errors.Is(err, ErrExists) {
+		t.Fatalf("two volumes of one name: %v", err)
+	}
+	for name, want := range map[string]error{"none": ErrNotFound, "": ErrName} {
+		if err := st.RenameVolume(ctx, "none", cmp.Or(name, "Bad Name")); !errors.Is(err, want) {
+			t.Fatalf("%q: %v", name, err)
+		}
+	}
+	must(t, st.RenameVolume(ctx, "b", "c"))
+	must(t, st.Close(ctx))
+
+	held := &heldJournal{Device: o.Journal, held: make(chan struct{})}
+	o.Journal = held
+	st = open(t, o)
+	renamed := make(chan error, 1)
+	go func() { renamed <- st.RenameVolume(ctx, "a", "d") }()
+	for {
+		if _, err := st.Volume("d"); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	must(t, st.Checkpoint(ctx))
+	st.stop() // as kill -9 does
+	if err := <-renamed; err == nil {
+		t.Fatal("a rename that is nowhere was acknowledged")
+	}
+	st = open(t, sh.options())
+	wantBlocks(t, volume(t, st, "a"), 0, noise(1, 4))
+	volume(t, st, "c")
+	if n := len(st.Volumes()); n != 2 {
+		t.Errorf("%d volumes", n)
+	}
+	must(t, st.RenameVolume(ctx, "a", "b"))
+	st.stop()
+	st = open(t, sh.options()) // from the journal
+	wantBlocks(t, volume(t, st, "b"), 0, noise(1, 4))
+	must(t, st.Close(ctx))
 }
