@@ -112,7 +112,7 @@ func newBareLink(ctx context.Context, dir string, over linkMaker, persists bool)
 		batch: aligned((pathDepth + 1) * raid.BlockBytes)}
 	var persist func(frames int) error
 	if persists {
-		if l.far, err = region.Open(filepath.Join(dir, "far"), region.Options{Create: true, Size: 64 << 20}); err != nil {
+		if l.far, err = newRegion(filepath.Join(dir, "far"), 64<<20); err != nil {
 			return nil, errors.Join(err, ends.listener.Close(), ends.close())
 		}
 		at, batch := int64(0), aligned((pathDepth+1)*raid.BlockBytes)
@@ -134,7 +134,7 @@ func newBareLink(ctx context.Context, dir string, over linkMaker, persists bool)
 	if l.c, err = ends.dial(ctx); err != nil {
 		return nil, errors.Join(err, l.end())
 	}
-	if l.region, err = region.Open(filepath.Join(dir, "region"), region.Options{Create: true, Size: 64 << 20}); err != nil {
+	if l.region, err = newRegion(filepath.Join(dir, "region"), 64<<20); err != nil {
 		return nil, errors.Join(err, l.c.Close(), l.end())
 	}
 	return l, nil

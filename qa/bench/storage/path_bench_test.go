@@ -14,12 +14,13 @@ func BenchmarkPath(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			ctx := b.Context()
 			const lunBytes = 64 << 20
-			r, err := newRig(ctx, b.TempDir(), 256<<20, lunBytes, overTCP, nil)
+			r, err := newRig(ctx, b.TempDir(), 512<<20, lunBytes, overTCP, nil)
 			if err != nil {
 				b.Fatal(err)
 			}
 			block := randomBytes(raid.BlockBytes, 1)
 			writes, took := 0., time.Duration(0)
+			was := r.log.Stats()
 			for b.Loop() {
 				if err := r.settle(ctx); err != nil {
 					b.Fatal(err)
@@ -36,6 +37,8 @@ func BenchmarkPath(b *testing.B) {
 				writes += v * time.Since(begin).Seconds()
 			}
 			b.ReportMetric(float64(took.Nanoseconds())/writes, "ns/write")
+			is := r.log.Stats()
+			b.ReportMetric(float64(is.Sets-was.Sets)/float64(is.Records-was.Records), "sets/record")
 			if err := r.close(); err != nil {
 				b.Fatal(err)
 			}

@@ -45,7 +45,7 @@ func newRig(ctx context.Context, dir string, logBytes, lunBytes int64, over link
 	if err != nil {
 		return r, err
 	}
-	own, err := region.Open(filepath.Join(dir, "nvramA"), region.Options{Create: true, Size: logBytes})
+	own, err := newRegion(filepath.Join(dir, "nvramA"), logBytes)
 	if err != nil {
 		return r, err
 	}
@@ -96,6 +96,21 @@ func (r *rig) array(ctx context.Context, dir string, lunBytes int64, wrap func(r
 	return a, nil
 }
 
+// newRegion makes a region whose every page is there: an NVRAM has none that must be found and cleared when it is first written.
+func newRegion(path string, size int64) (region.Region, error) {
+	r, err := region.Open(path, region.Options{Create: true, Size: size})
+	if err != nil {
+		return nil, err
+	}
+	zeros := aligned(1 << 20)
+	for at := int64(0); at < size; at += int64(len(zeros)) {
+		if _, err := r.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+	}
+	return r, nil
+}
+
 // A link is the two ends of a mirror link. close is for who did not give the listener away.
 type link struct {
 	listener net.Listener
@@ -133,7 +148,7 @@ func overWindow(dir string) (link, error) {
 
 // mirror starts the partner's side, and returns the owner's.
 func (r *rig) mirror(dir string, logBytes int64, over linkMaker) (nvram.Replicator, error) {
-	other, err := region.Open(filepath.Join(dir, "nvramB"), region.Options{Create: true, Size: logBytes})
+	other, err := newRegion(filepath.Join(dir, "nvramB"), logBytes)
 	if err != nil {
 		return nil, err
 	}
