@@ -352,7 +352,7 @@ func (s *stripeLocks) drain() {
 
 // holds tells whether the place has the strip as it should be now; v is filled with the parity strips' checksum blocks.
 func (v *view) holds(strip int, at place) bool {
-	v.fromMedia = true
+	v.fromMedia, v.sums = true, true
 	if v.fetch() != nil || v.unwritten() {
 		return false
 	}

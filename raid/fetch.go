@@ -31,6 +31,9 @@ type view struct {
 	patient bool
 	// hedged: members were late, and others are not waited for longer than for them.
 	hedged bool
+	// sums: the checksum blocks of all strips are asked for. While parity is missing, that another parity strip lost a write may show
+	// in the data strip alone that was written then; who makes parity again may not be one who did not look.
+	sums bool
 	// fromMedia ignores the checksum blocks in memory: a repair judges what the members hold.
 	fromMedia bool
 }
@@ -206,7 +209,7 @@ func (v *view) readWanted() {
 		s := &v.strips[i]
 		if s.want != 0 {
 			v.plan(t, i, s.want)
-		} else if !v.parity && i >= v.a.layout.Data() {
+		} else if !v.parity && (v.sums || i >= v.a.layout.Data()) {
 			v.plan(t, i, 0)
 		}
 	}

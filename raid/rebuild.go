@@ -526,7 +526,7 @@ func (a *Array) markAhead(j *job, stripe uint64) {
 // fetchForRebuild gets one strip whole. If it has no place to be read from, the others are read whole in the same
 // round as the checksum blocks: k of them, those on the members that have least to do.
 func (v *view) fetchForRebuild(strip int) error {
-	v.fromMedia = true
+	v.fromMedia, v.sums = true, true
 	v.strips[strip].want = ^uint32(0)
 	if v.places[strip].member == nil {
 		order := make([]int, 0, len(v.strips))

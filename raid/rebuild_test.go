@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/ledge-storage/ledge/raid"
+	"github.com/ledge-storage/ledge/raid/raidtest"
 )
 
 // Members fail one after the other, each rebuilt to spare space, with writes in between and under the rebuild, cut and
@@ -87,4 +88,40 @@ func TestRebuildToSpare(t *testing.T) {
 	}
 	wantErr(t, b.a.Rebuild(ctx, 0, nil, nil), raid.ErrDegraded)
 	b.checkAll()
+}
+
+// A member that lost writes while another was gone is no source for what is rebuilt: else the new strip would be as old as its
+// own, on a member that did nothing wrong, and the next loss would be one too many.
+func TestRebuildLooksForLostWrites(t *testing.T) {
+	for victim := range 6 {
+		b := newBed(t, 7, raid.Options{K: 2, M: 2, Spares: 1}, 20)
+		for s := range b.geo.Stripes {
+			b.fill(s)
+		}
+		const failed = 6
+		b.set.Disks[failed].Die()
+		for s := uint64(0); b.a.Label().Failed>>failed&1 == 0; s++ {
+			b.fill(s % b.geo.Stripes)
+		}
+		b.set.Disks[victim].OnWrite(func(w raidtest.Write) raidtest.Verdict {
+			if w.Off < raid.DataOffset {
+				return raidtest.Land
+			}
+			return raidtest.Lose
+		})
+		for s := range b.geo.Stripes {
+			b.update(s, b.rng.IntN(b.blocks()))
+		}
+		b.set.Disks[victim].OnWrite(nil)
+		must(t, b.a.Rebuild(ctx, failed, nil, nil))
+		must(t, b.a.Flush(ctx))
+		for lost := range 6 {
+			if lost == victim {
+				continue
+			}
+			c := b.clone(lost)
+			c.checkAll()
+			c.a.Close()
+		}
+	}
 }
