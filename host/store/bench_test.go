@@ -135,7 +135,7 @@ func BenchmarkCacheHit(b *testing.B) {
 		f, err := os.Open(path)
 		must(b, err)
 		defer f.Close()
-		l := v.m.get(5)
+		l := placeOf(b, v, 5)
 		stored, err := st.readStored(b.Context(), l)
 		must(b, err)
 		got := make([]byte, l.len())

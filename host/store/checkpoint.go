@@ -10,10 +10,13 @@ import (
 	"time"
 )
 
-// A checkpoint is the whole state at one position of the log: volumes, maps, segments. It is a
-// run of items, in checkpoint segments with consecutive numbers; no item crosses segments. It
+// A checkpoint is the whole state at one position of the log: volumes, where the pages of their maps are, segments. It is
+// a run of items, in checkpoint segments with consecutive numbers; no item crosses segments. It
 // exists when the superblock names it. It is written at the end of a data segment that is durable,
 // so that recovery goes on with the segments after it.
+//
+// Before the items it writes the pages of maps that have changed (paging.go), in segments of the same kind; the items begin behind
+// the last page. A segment with pages stays for as long as one of them counts, whatever becomes of the items.
 //
 // Freeing is safe in this order: a segment without references is condemned (no new references),
 // a checkpoint without references to it becomes durable, both superblocks name that checkpoint, and
@@ -21,11 +24,14 @@ import (
 const (
 	itemHead    = 1 // next volume, last data segment, cover seq, cover unit
 	itemVolume  = 2 // id, length and description
-	itemPage    = 3 // volume, number of page, runs: count·2+stored; stored: segment, offset, lengths…
+	itemPage    = 3 // version 1 and 2: volume, number of page, its places as runs
 	itemSegment = 4 // number, slots, bytes, shares: count, (volume, slots, bytes)…
 	itemFree    = 5 // number of a segment to unmap
 	itemEnd     = 6
 	itemShared  = 7 // since version 2: volume, volume before it, first page, pages: those of the two are the same
+	// Since version 3. Volumes from lastDying down are none: their maps are being taken apart.
+	itemNode = 8 // volume, number of node, where its pages are as runs; how many blocks each of them knows
+	itemLive = 9 // number of a segment, references to it
 )
 
 // checkpointCall is a wanted checkpoint; err is set before it is wanted no more.
@@ -74,45 +80,86 @@ func (st *Store) Sync(ctx context.Context) error {
 	})
 }
 
-// checkpointWriter fills checkpoint segments with items.
+// checkpointWriter fills checkpoint segments with pages and then with items.
 type checkpointWriter struct {
-	st    *Store
-	ctx   context.Context
-	id    uint64
-	buf   []byte
-	fill  int
-	first uint32
-	count uint32
-	bytes int64
+	st     *Store
+	ctx    context.Context
+	id     uint64
+	buf    []byte
+	begun  bool   // the buffer is of segment number
+	number uint32 //
+	fill   int
+	items  int    // where they begin in the buffer,
+	list   bool   // if they do
+	from   uint32 // the first segment of all
+	first  uint32 // the first with items
+	count  uint32 // of those
+	bytes  int64
 }
 
-func (w *checkpointWriter) add(item []byte) error {
-	if w.fill+len(item) > trailerOffset {
+// room begins a segment where n bytes more do not fit.
+func (w *checkpointWriter) room(n int) error {
+	if w.begun && w.fill+n > trailerOffset {
 		if err := w.flush(); err != nil {
 			return err
 		}
+	}
+	if w.begun {
+		return nil
+	}
+	number, err := w.st.allocate(w.ctx)
+	if err != nil {
+		return err
+	}
+	w.begun, w.number, w.fill, w.items = true, number, 0, 0
+	if w.from == 0 {
+		w.from = number
+	}
+	return nil
+}
+
+// block adds a stored block, whose checksum it makes, and says where it is.
+func (w *checkpointWriter) block(b []byte) (loc, error) {
+	if err := w.room(len(b)); err != nil {
+		return 0, err
+	}
+	p := w.buf[w.fill : w.fill+copy(w.buf[w.fill:], b)]
+	sealBlock(w.number, w.fill, p)
+	l := makeLoc(w.number, w.fill, len(b))
+	w.fill += len(b)
+	return l, nil
+}
+
+// add adds an item. No block may follow.
+func (w *checkpointWriter) add(item []byte) error {
+	if err := w.room(len(item)); err != nil {
+		return err
+	}
+	if !w.list {
+		w.list, w.items, w.first = true, w.fill, w.number
 	}
 	w.fill += copy(w.buf[w.fill:], item)
 	return nil
 }
 
 func (w *checkpointWriter) flush() error {
-	n, err := w.st.allocate(w.ctx)
-	if err != nil {
-		return err
-	}
-	if w.count == 0 {
-		w.first = n
+	if !w.begun {
+		return nil
 	}
 	clear(w.buf[w.fill:])
-	t := trailer{kind: kindCheckpoint, uuid: w.st.uuid, epoch: w.st.epoch, segment: n, payload: uint32(w.fill), ckptID: w.id,
-		index: w.count, content: crc(w.buf[:w.fill])}
-	if err := w.st.writeSegment(n, w.buf, &t); err != nil {
+	t := trailer{kind: kindCheckpoint, uuid: w.st.uuid, epoch: w.st.epoch, segment: w.number, payload: uint32(w.fill), ckptID: w.id}
+	if w.list {
+		t.index, t.items = w.count, uint32(w.items)
+		w.count++
+	} else {
+		t.items = t.payload
+	}
+	t.content = crc(w.buf[t.items:w.fill])
+	if err := w.st.writeSegment(w.number, w.buf, &t); err != nil {
 		return err
 	}
-	w.count++
 	w.bytes += int64(w.fill) + BlockBytes
-	w.fill = 0
+	w.begun = false
 	return nil
 }
 
@@ -134,13 +181,13 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	st.sealedTo = st.packed // the checkpoint covers what needed no segment
 	st.mu.Unlock()
 	began := time.Now()
-	oldFirst, oldCount := st.ckptFirst, st.ckptSegments
 	free := slices.Concat(st.condemned, st.condemn())
-	for i := range oldCount {
-		free = append(free, oldFirst+uint32(i))
-	}
 	w := &checkpointWriter{st: st, ctx: ctx, id: st.ckptID + 1, buf: segmentBuffers.Get().([]byte)}
 	defer segmentBuffers.Put(w.buf)
+	if err := st.writePages(ctx, w); err != nil {
+		return err
+	}
+	free = append(free, st.emptyHomes()...)
 	if err := st.encodeState(w, free); err != nil {
 		return err
 	}
@@ -155,9 +202,10 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	st.ckptID, st.ckptFirst, st.sinceCkpt = w.id, w.first, 0
+	st.sinceCkpt = 0
 	st.mu.Lock()
-	st.ckptSegments, st.ckptBytes = int(w.count), w.bytes
+	st.ckptID, st.ckptFirst, st.ckptItems = w.id, w.first, int(w.count)
+	st.countHomes()
 	st.counters.checkpoints++
 	st.mu.Unlock()
 	st.dropRecords(tail)
@@ -167,6 +215,43 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	}
 	st.opt.Logger.Debug("checkpoint", "id", w.id, "bytes", w.bytes, "freed", len(free), "took", time.Since(began))
 	return nil
+}
+
+// emptyHomes takes the segments of former checkpoints that nothing counts of out of use and returns them.
+func (st *Store) emptyHomes() (free []uint32) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for n, h := range st.maps.homes {
+		if h.live == 0 {
+			delete(st.maps.homes, n)
+			free = append(free, n)
+		}
+	}
+	for i := range uint32(st.ckptItems) {
+		if n := st.ckptFirst + i; st.maps.homes[n] == nil && !slices.Contains(free, n) {
+			free = append(free, n)
+		}
+	}
+	return free
+}
+
+// countHomes counts the segments of checkpoints that exist. mu is held.
+func (st *Store) countHomes() {
+	st.ckptSegments, st.ckptBytes = st.ckptItems, int64(st.ckptItems)*BlockBytes
+	for n, h := range st.maps.homes {
+		st.ckptBytes += h.live
+		if n-st.ckptFirst >= uint32(st.ckptItems) {
+			st.ckptSegments++
+		}
+	}
+}
+
+// ckptCost is about how many segments a checkpoint would write now. mu is held, at least for reading.
+func (st *Store) ckptCost() int { return st.changedMaps() + max(st.ckptItems, 1) }
+
+// changedMaps is how many segments the pages take that have changed. mu is held, at least for reading.
+func (st *Store) changedMaps() int {
+	return int(st.maps.dirty * (blockHeader + pageBytes) / SegmentBytes)
 }
 
 // condemn takes the segments without references out of use and returns them.
@@ -229,13 +314,13 @@ func (st *Store) encodeState(w *checkpointWriter, free []uint32) error {
 	for _, x := range []uint64{uint64(st.nextVol), uint64(st.lastSegment), st.packed.seq, st.packed.unit} {
 		head = binary.AppendUvarint(head, x)
 	}
-	ids := slices.Sorted(maps.Keys(st.volumes))
+	all := st.allMaps()
 	st.mu.RUnlock()
 	if err := w.add(head); err != nil {
 		return err
 	}
-	for _, id := range ids {
-		if err := st.encodeVolume(w, id); err != nil {
+	for _, m := range all {
+		if err := st.encodeMap(w, m); err != nil {
 			return err
 		}
 	}
@@ -244,6 +329,9 @@ func (st *Store) encodeState(w *checkpointWriter, free []uint32) error {
 	var items [][]byte
 	for _, n := range numbers {
 		items = append(items, encodeSegmentItem(n, st.segs[n]))
+		if live := st.segs[n].live; live > 0 {
+			items = append(items, binary.AppendUvarint(binary.AppendUvarint([]byte{itemLive}, uint64(n)), uint64(live)))
+		}
 	}
 	st.mu.RUnlock()
 	for _, n := range free {
@@ -270,17 +358,20 @@ func encodeSegmentItem(n uint32, s *segment) []byte {
 	return p
 }
 
-func (st *Store) encodeVolume(w *checkpointWriter, id uint32) error {
+func (st *Store) encodeMap(w *checkpointWriter, m namedMap) error {
+	id := m.id
 	st.mu.RLock()
-	v := st.volumes[id]
-	if !v.created { // its creation is in the journal still
+	if m.v != nil && !m.v.created { // its creation is in the journal still
 		st.mu.RUnlock()
 		return nil
 	}
-	nodes := len(v.m.nodes)
-	item := binary.AppendUvarint([]byte{itemVolume}, uint64(id))
-	d := v.describe()
-	item = append(binary.AppendUvarint(item, uint64(len(d))), d...)
+	nodes := len(m.m.nodes)
+	var item []byte
+	if m.v != nil {
+		item = binary.AppendUvarint([]byte{itemVolume}, uint64(id))
+		d := m.v.describe()
+		item = append(binary.AppendUvarint(item, uint64(len(d))), d...)
+	}
 	st.mu.RUnlock()
 	if err := w.add(item); err != nil {
 		return err
@@ -289,8 +380,10 @@ func (st *Store) encodeVolume(w *checkpointWriter, id uint32) error {
 	var run sharedRun
 	for i := range nodes {
 		items = items[:0]
+		var at [nodePages]loc
+		var counts []byte
 		st.mu.RLock()
-		v.m.eachOf(i, func(first uint64, p *page) {
+		m.m.eachOf(i, func(first uint64, p *page) {
 			number := first / pageEntries
 			if p.pass == st.pass {
 				if !run.extend(p.vol, number) {
@@ -300,9 +393,14 @@ func (st *Store) encodeVolume(w *checkpointWriter, id uint32) error {
 				return
 			}
 			p.pass, p.vol = st.pass, id
-			items = append(items, encodePage(id, number, p))
+			at[number%nodePages] = p.rest
+			counts = binary.AppendUvarint(counts, uint64(p.count))
 		})
 		st.mu.RUnlock()
+		if len(counts) > 0 {
+			item := binary.AppendUvarint(binary.AppendUvarint([]byte{itemNode}, uint64(id)), uint64(i))
+			items = append(items, append(appendRuns(item, at[:]), counts...))
+		}
 		if i == nodes-1 {
 			items = run.flush(items, id)
 		}
@@ -342,41 +440,32 @@ func (r *sharedRun) flush(items [][]byte, id uint32) [][]byte {
 	return append(items, p)
 }
 
-func encodePage(vol uint32, number uint64, pg *page) []byte {
-	p := &pg.at
-	b := binary.AppendUvarint([]byte{itemPage}, uint64(vol))
-	b = binary.AppendUvarint(b, number)
-	for i := 0; i < pageEntries; {
-		n := 1
-		if p[i] == 0 {
-			for i+n < pageEntries && p[i+n] == 0 {
-				n++
-			}
-			b = binary.AppendUvarint(b, uint64(n)<<1)
-		} else {
-			for i+n < pageEntries && p[i+n].segment() == p[i].segment() && p[i+n].off() == p[i+n-1].off()+p[i+n-1].len() {
-				n++
-			}
-			b = binary.AppendUvarint(b, uint64(n)<<1|1)
-			b = binary.AppendUvarint(b, uint64(p[i].segment()))
-			b = binary.AppendUvarint(b, uint64(p[i].off()))
-			for _, l := range p[i : i+n] {
-				b = binary.AppendUvarint(b, uint64(l.len()))
-			}
-		}
-		i += n
-	}
-	return b
-}
-
 // state is what a checkpoint gives back.
 type state struct {
 	nextVol, lastSegment uint32
 	cover                position
 	volumes              map[uint32]*Volume
 	segs                 map[uint32]*segment
+	dying                map[uint32]*blockMap
 	free                 []uint32
 	head, end            bool
+}
+
+// mapOf is the map that a checkpoint calls id.
+func (s *state) mapOf(id uint32) *blockMap {
+	if v := s.volumes[id]; v != nil {
+		return &v.m
+	}
+	if id <= lastDying-mostDying {
+		return nil
+	}
+	if s.dying == nil {
+		s.dying = map[uint32]*blockMap{}
+	}
+	if s.dying[id] == nil {
+		s.dying[id] = new(blockMap)
+	}
+	return s.dying[id]
 }
 
 // decodeItems reads the items of one checkpoint segment into s.
@@ -400,25 +489,45 @@ func (s *state) decodeItems(p []byte) error {
 				d.bad = true
 				break
 			}
-			v.id, v.created, v.dirty, v.promised = id, true, map[uint64]*pending{}, map[uint64]int{}
+			v.id, v.created, v.dirty = id, true, map[uint64]*pending{}
 			s.volumes[id] = &v
 		case itemPage:
-			v := s.volumes[uint32(d.limited(1<<32-1))]
+			m := s.mapOf(uint32(d.limited(1<<32 - 1)))
 			number := d.limited(maxPages - 1)
-			if v == nil || d.bad {
-				d.bad = true
-				break
+			p := &page{at: new(places)}
+			d.runs(p.at[:])
+			for _, l := range p.at {
+				if l != 0 {
+					p.count++
+				}
 			}
-			p := decodePage(&d)
-			d.bad = d.bad || !v.m.put(number, p)
+			d.bad = d.bad || m == nil || !m.put(number, p)
+		case itemNode:
+			m := s.mapOf(uint32(d.limited(1<<32 - 1)))
+			number := d.limited(maxPages/nodePages - 1)
+			var at [nodePages]loc
+			d.runs(at[:])
+			for i, l := range at {
+				if d.bad || l == 0 {
+					continue
+				}
+				p := &page{rest: l, count: uint16(d.limited(pageEntries))}
+				d.bad = d.bad || m == nil || !m.put(number*nodePages+uint64(i), p)
+			}
 		case itemShared:
-			v, of := s.volumes[uint32(d.limited(1<<32-1))], s.volumes[uint32(d.limited(1<<32-1))]
+			m, of := s.mapOf(uint32(d.limited(1<<32-1))), s.mapOf(uint32(d.limited(1<<32-1)))
 			first := d.limited(maxPages - 1)
 			n := d.limited(maxPages - first)
-			d.bad = d.bad || v == nil || of == nil || v == of
+			d.bad = d.bad || m == nil || of == nil || m == of
 			for i := first; !d.bad && i < first+n; i++ {
-				p := of.m.page(i * pageEntries)
-				d.bad = p == nil || !v.m.put(i, p)
+				p := of.page(i * pageEntries)
+				d.bad = p == nil || !m.put(i, p)
+			}
+		case itemLive:
+			g := s.segs[uint32(d.limited(maxSegments-1))]
+			live := d.limited(1 << 50)
+			if d.bad = d.bad || g == nil || g.live != 0; !d.bad {
+				g.live = int64(live)
 			}
 		case itemSegment:
 			n := uint32(d.limited(maxSegments - 1))
@@ -447,29 +556,3 @@ func (s *state) decodeItems(p []byte) error {
 
 // maxPages is how many pages the map of a volume can have.
 const maxPages = MaxVolume / BlockBytes / pageEntries
-
-func decodePage(d *decoder) *page {
-	p := new(page)
-	for i := uint64(0); i < pageEntries && !d.bad; {
-		run := d.limited(2*pageEntries + 1)
-		n := run >> 1
-		if n == 0 || n > pageEntries-i {
-			d.bad = true
-			break
-		}
-		if run&1 != 0 {
-			seg, off := d.limited(maxSegments-1), d.limited(SegmentBytes-1)
-			for k := i; k < i+n; k++ {
-				length := d.limited(blockHeader + BlockBytes)
-				l := makeLoc(uint32(seg), int(off), int(length))
-				if d.bad = d.bad || off >= SegmentBytes || !l.valid(); d.bad {
-					break
-				}
-				p.at[k] = l
-				off += length
-			}
-		}
-		i += n
-	}
-	return p
-}

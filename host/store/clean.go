@@ -42,22 +42,34 @@ const (
 type round struct {
 	victims []uint32
 	fps     map[loc]digest
-	refs    []reference // still to be looked at
+	set     map[uint32]bool // victims
+	looking *look           // through the maps, still
+	refs    []reference     // still to be looked at
 	moved   map[loc]loc
 	// segs is how many segments there were before.
 	segs int
 }
 
+// look is where a round is in looking through the maps.
+type look struct {
+	maps []namedMap
+	pass uint64
+	node int // of the first map
+}
+
+func (c *round) over() bool { return c.looking == nil && len(c.refs) == 0 }
+
 // maintain is called by the packer after each step, in which it packed so many blocks; 0: it had nothing else to do.
 func (st *Store) maintain(ctx context.Context, packed int) error {
-	st.mu.Lock()
-	if len(st.dying) > 0 && !st.discardSome() {
-		st.notify()
+	if err := st.discardSome(ctx); err != nil {
+		return err
 	}
+	st.mu.Lock()
 	due := st.opt.CheckpointSegments
 	if due == 0 {
-		due = max(64, 8*st.ckptSegments)
+		due = max(64, 8*st.ckptCost())
 	}
+	pressed := st.maps.pressed()
 	busy := st.recovering || st.closed // Close gives unused segment numbers back: none may be taken behind it
 	starved := st.starved()
 	st.mu.Unlock()
@@ -66,7 +78,7 @@ func (st *Store) maintain(ctx context.Context, packed int) error {
 	}
 	// A checkpoint seals what is open: it comes when that is nearly full, where it can wait.
 	early := st.open != nil && st.open.used() < trailerOffset*7/8
-	if st.sinceCkpt > due || st.sinceCkpt == due && !early {
+	if pressed || st.sinceCkpt > due || st.sinceCkpt == due && !early {
 		return st.writeCheckpoint(ctx)
 	}
 	if c := st.cleaning; c != nil {
@@ -80,7 +92,7 @@ func (st *Store) maintain(ctx context.Context, packed int) error {
 		if err := st.cleanSome(ctx, c, quota); err != nil {
 			return err
 		}
-		if len(c.refs) == 0 {
+		if c.over() {
 			st.endRound(c)
 		}
 	}
@@ -101,10 +113,10 @@ func (st *Store) maintain(ctx context.Context, packed int) error {
 	return st.look(ctx, starved)
 }
 
-// pays: a checkpoint, which has the whole map, frees as much as it writes; or a quarter of it, when there is nothing else to do.
+// pays: a checkpoint frees as much as it writes; or a quarter of it, when there is nothing else to do.
 // It is the packer's to ask.
 func (st *Store) pays(idle bool) bool {
-	least := st.ckptSegments
+	least := st.ckptCost()
 	if idle {
 		least /= 4
 	}
@@ -121,10 +133,11 @@ func (st *Store) allocated() int {
 func (st *Store) look(ctx context.Context, starved bool) error {
 	st.mu.RLock()
 	total := int(st.opt.CapacityBytes / SegmentBytes)
-	free := total - len(st.segs) - st.ckptSegments - st.spare
+	free := total - st.taken() - st.spare
 	many, ckpt := len(st.segs), st.ckptSegments
+	cost := st.ckptCost()
 	st.mu.RUnlock()
-	tight := free <= min(max(4, total/24), mostRoom+2*ckpt)
+	tight := free <= min(max(4, total/24), mostRoom+2*cost)
 	every := 64
 	if tight {
 		every = 4 + many/4096 // to look at all segments takes a microsecond for 20 of them
@@ -225,8 +238,7 @@ type reference struct {
 }
 
 func (st *Store) beginRound(ctx context.Context, victims []uint32) error {
-	c := &round{fps: map[loc]digest{}, moved: map[loc]loc{}, segs: st.allocated()}
-	set := map[uint32]bool{}
+	c := &round{fps: map[loc]digest{}, moved: map[loc]loc{}, set: map[uint32]bool{}, segs: st.allocated()}
 	for _, n := range victims {
 		slots, err := st.table(ctx, n)
 		st.mu.Lock()
@@ -243,14 +255,15 @@ func (st *Store) beginRound(ctx context.Context, victims []uint32) error {
 		}
 		g.victim = true
 		st.mu.Unlock()
-		set[n] = true
+		c.set[n] = true
 		c.victims = append(c.victims, n)
 		for i := range slots {
 			c.fps[makeLoc(n, int(slots[i].off), int(slots[i].len))] = slots[i].fp
 		}
 	}
-	c.refs = st.references(set)
+	st.pass++
 	st.mu.Lock()
+	c.looking = &look{maps: st.allMaps(), pass: st.pass}
 	st.cleaning, st.gaveUp = c, false
 	st.mu.Unlock()
 	return nil
@@ -258,6 +271,13 @@ func (st *Store) beginRound(ctx context.Context, victims []uint32) error {
 
 // cleanSome moves blocks of the round, about so many.
 func (st *Store) cleanSome(ctx context.Context, c *round, quota int) error {
+	for quota > 0 && c.looking != nil {
+		n, err := st.lookSome(ctx, c)
+		if err != nil {
+			return err
+		}
+		quota -= n
+	}
 	for quota > 0 && len(c.refs) > 0 {
 		n := min(moveAtOnce, len(c.refs))
 		if err := st.move(ctx, c, c.refs[:n]); err != nil {
@@ -316,54 +336,79 @@ func (st *Store) whereIs(l loc) loc {
 	return to
 }
 
-// references looks through all maps for blocks in the segments of set, and returns them as they
-// lie in the segments. A page that several maps share is looked through once: a move is for all of them.
-func (st *Store) references(set map[uint32]bool) []reference {
-	var refs []reference
-	st.pass++
+// lookSome looks through one node of a map for blocks in the round's victims, and says what that is beside moving so many blocks. When
+// all maps are done the references are sorted as the blocks lie in the segments. A page that several maps share is
+// looked through once: a move is for all of them. One that changes behind the look keeps what it refers to; so does one of a map
+// that is taken apart.
+func (st *Store) lookSome(ctx context.Context, c *round) (quota int, err error) {
+	k := c.looking
+	if len(k.maps) == 0 {
+		c.looking = nil
+		slices.SortFunc(c.refs, func(a, b reference) int {
+			if a.at != b.at {
+				return int(int64(a.at>>1) - int64(b.at>>1))
+			}
+			if a.v.id != b.v.id {
+				return int(a.v.id) - int(b.v.id)
+			}
+			return int(int64(a.lba) - int64(b.lba))
+		})
+		return 1, nil
+	}
+	m, i := k.maps[0], k.node
+	k.node++
+	type far struct {
+		first uint64
+		p     *page
+	}
+	var absent []far
+	look := func(first uint64, at *places) {
+		for j, l := range at {
+			if l != 0 && c.set[l.segment()] {
+				c.refs = append(c.refs, reference{m.v, first + uint64(j), l})
+			}
+		}
+	}
 	st.mu.RLock()
-	volumes := make([]*Volume, 0, len(st.volumes))
-	for _, v := range st.volumes {
-		volumes = append(volumes, v)
+	if m.v == nil || i >= len(m.m.nodes) {
+		k.maps, k.node = k.maps[1:], 0
+	} else if n := m.m.nodes[i]; n != nil && n.pass != k.pass {
+		n.pass = k.pass
+		m.m.eachOf(i, func(first uint64, p *page) {
+			switch {
+			case p.pass == k.pass:
+				return
+			case p.at == nil:
+				absent = append(absent, far{first, p})
+			default:
+				look(first, p.at)
+			}
+			p.pass = k.pass
+			quota++
+		})
 	}
 	st.mu.RUnlock()
-	for _, v := range volumes {
-		st.mu.RLock()
-		nodes := len(v.m.nodes)
-		st.mu.RUnlock()
-		for i := range nodes {
-			st.mu.RLock()
-			v.m.eachOf(i, func(first uint64, p *page) {
-				if p.pass == st.pass {
-					return
-				}
-				p.pass = st.pass
-				for k, l := range p.at {
-					if l != 0 && set[l.segment()] {
-						refs = append(refs, reference{v, first + uint64(k), l})
-					}
-				}
-			})
-			st.mu.RUnlock()
+	slices.SortFunc(absent, func(a, b far) int { return cmp.Compare(a.p.rest, b.p.rest) })
+	for _, f := range absent {
+		at, _, err := st.content(ctx, f.p, f.p.rest)
+		if errors.Is(err, ErrCorrupt) {
+			continue // what it refers to stays
 		}
+		if err != nil {
+			return 0, err
+		}
+		look(f.first, at)
 	}
-	slices.SortFunc(refs, func(a, b reference) int {
-		if a.at != b.at {
-			return int(int64(a.at>>1) - int64(b.at>>1))
-		}
-		if a.v.id != b.v.id {
-			return int(a.v.id) - int(b.v.id)
-		}
-		return int(int64(a.lba) - int64(b.lba))
-	})
-	return refs
+	return quota/64 + len(absent) + 1, nil
 }
 
 // move stores the blocks of refs again, each once, and points their maps there.
 func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 	// What was overwritten since the maps were looked through is left alone.
 	st.mu.RLock()
-	refs = slices.DeleteFunc(slices.Clone(refs), func(r reference) bool { return r.v.m.get(r.lba) != r.at })
+	refs = slices.DeleteFunc(slices.Clone(refs), func(r reference) bool {
+		return r.v.m.absent(r.lba) == nil && r.v.m.get(r.lba) != r.at
+	})
 	for _, r := range refs {
 		if to := c.moved[r.at]; to != 0 && st.segs[to.segment()] == nil {
 			delete(c.moved, r.at) // nobody used it, and a checkpoint freed it
@@ -382,6 +427,14 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 	}
 	defer st.lines.done(lines)
 	for _, r := range refs {
+		if err := st.lockForBlock(ctx, r.v, r.lba); err != nil {
+			return err
+		}
+		there := r.v.m.get(r.lba) == r.at
+		st.mu.Unlock()
+		if !there {
+			continue
+		}
 		to := c.moved[r.at]
 		var stored []byte
 		if to == 0 {
@@ -409,7 +462,9 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 		} else if err := st.roomForMoved(ctx, 0, 64); err != nil {
 			return err
 		}
-		st.mu.Lock()
+		if err := st.lockForBlock(ctx, r.v, r.lba); err != nil {
+			return err
+		}
 		st.relocating.log.move(r.v.id, r.lba, r.at, to)
 		st.charge(st.relocating.info, r.v, costMove, 0)
 		r.v.m.move(&st.maps, r.lba, r.at, to)

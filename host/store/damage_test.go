@@ -64,14 +64,14 @@ func TestDamage(t *testing.T) {
 		st = open(t, o)
 		v = volume(t, st, "a")
 		lba := uint64(rng.IntN(600))
-		l := v.m.get(lba)
+		l := placeOf(t, v, lba)
 		at := int64(l.segment())*SegmentBytes + int64(l.off()+rng.IntN(l.len()))
 		flip := func() { sh.segments.pages[at/BlockBytes*BlockBytes][at%BlockBytes] ^= 16 }
 		flip()
 		got := make([]byte, BlockBytes)
 		for i := range uint64(600) {
 			err := v.Read(ctx, i, got)
-			if damaged := v.m.get(i) == l; damaged != errors.Is(err, target.ErrMediumRead) || damaged != errors.Is(err, ErrCorrupt) {
+			if damaged := placeOf(t, v, i) == l; damaged != errors.Is(err, target.ErrMediumRead) || damaged != errors.Is(err, ErrCorrupt) {
 				t.Errorf("block %d, damaged %v: %v", i, damaged, err)
 			} else if !damaged && !bytes.Equal(got, data[i*BlockBytes:(i+1)*BlockBytes]) {
 				t.Errorf("block %d: wrong data", i)

@@ -32,7 +32,8 @@ type trailer struct {
 	stripe  uint32 // crc32c of the last stripe up to the trailer
 	ckptID  uint64 // checkpoint: which,
 	index   uint32 // which segment of it, from 0
-	content uint32 // and crc32c of its payload
+	items   uint32 // where in the payload its items begin, behind pages of maps,
+	content uint32 // and the crc32c of them
 }
 
 func (t *trailer) isData() bool {
@@ -67,6 +68,7 @@ func (t *trailer) encode(p []byte) {
 	le.PutUint64(p[88:], t.ckptID)
 	le.PutUint32(p[96:], t.index)
 	le.PutUint32(p[100:], t.content)
+	le.PutUint32(p[104:], t.items)
 	le.PutUint32(p[8:], crc(p[12:BlockBytes]))
 }
 
@@ -81,8 +83,8 @@ func decodeTrailer(p []byte) (trailer, error) {
 	t.cover = position{le.Uint64(p[48:]), le.Uint64(p[56:])}
 	t.payload, t.slots, t.log = le.Uint32(p[64:]), le.Uint32(p[68:]), le.Uint32(p[72:])
 	t.table, t.stripe = le.Uint32(p[76:]), le.Uint32(p[80:])
-	t.ckptID, t.index, t.content = le.Uint64(p[88:]), le.Uint32(p[96:]), le.Uint32(p[100:])
-	if p[13]|p[14]|p[15] != 0 || le.Uint32(p[84:]) != 0 || !isZero(p[104:]) ||
+	t.ckptID, t.index, t.content, t.items = le.Uint64(p[88:]), le.Uint32(p[96:]), le.Uint32(p[100:]), le.Uint32(p[104:])
+	if p[13]|p[14]|p[15] != 0 || le.Uint32(p[84:]) != 0 || !isZero(p[108:]) || t.items > t.payload || t.isData() && t.items != 0 ||
 		!t.isData() && t.kind != kindCheckpoint || t.segment == 0 || t.segment >= maxSegments || t.prev >= maxSegments ||
 		t.slots > maxSlots || t.log > SegmentBytes || t.payload > SegmentBytes || t.tableOffset() < int(t.payload) {
 		return t, fmt.Errorf("segment trailer fields: %w", ErrCorrupt)

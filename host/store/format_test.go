@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"os"
@@ -72,27 +73,34 @@ func sampleLog() []byte {
 	return w.p
 }
 
+func samplePlaces() *places {
+	at := new(places)
+	at[3], at[4], at[5] = makeLoc(2, 100, 50), makeLoc(2, 150, 60), makeLoc(3, 0, 4101)
+	return at
+}
+
+// sampleItems are of version 1.
 func sampleItems() []byte {
 	p := []byte{itemHead, 9, 3, 4, 5}
 	v := Volume{uuid: [16]byte{7}, name: "demo", appliedName: "demo", applied: 1 << 30}
 	p = append(p, itemVolume, 7, byte(len(v.describe())))
 	p = append(p, v.describe()...)
-	var pg page
-	pg.at[3], pg.at[4], pg.at[5] = makeLoc(2, 100, 50), makeLoc(2, 150, 60), makeLoc(3, 0, 4101)
-	p = append(p, encodePage(7, 2, &pg)...)
+	p = appendRuns(append(p, itemPage, 7, 2), samplePlaces()[:])
 	p = append(p, encodeSegmentItem(2, &segment{slots: 10, bytes: 5000, shares: []share{{7, 10, 4000}}})...)
 	return append(p, itemFree, 1, itemEnd)
 }
 
 func TestGolden(t *testing.T) {
 	s := sampleSuper()
-	if got, err := decodeSuperblock(golden(t, "superblock2.golden", s.encode())); err != nil || got != s {
+	if got, err := decodeSuperblock(golden(t, "superblock3.golden", s.encode())); err != nil || got != s {
 		t.Errorf("%+v %v", got, err)
 	}
-	one, err := os.ReadFile("testdata/superblock.golden") // of version 1
-	must(t, err)
-	if got, err := decodeSuperblock(one); err != nil || got != s {
-		t.Errorf("version 1: %+v %v", got, err)
+	for version, name := range []string{"superblock.golden", "superblock2.golden"} {
+		old, err := os.ReadFile("testdata/" + name)
+		must(t, err)
+		if got, err := decodeSuperblock(old); err != nil || got != s {
+			t.Errorf("version %d: %+v %v", version+1, got, err)
+		}
 	}
 	r, p := sampleRecord()
 	if got, err := decodeRecord(golden(t, "record.golden", p)); err != nil || !reflect.DeepEqual(got, r) {
@@ -182,6 +190,67 @@ func TestGoldenCopies(t *testing.T) {
 	st := state{volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
 	if err := st.decodeItems(golden(t, "checkpoint2.golden", items)); err != nil || st.volumes[8].m.page(1024) != st.volumes[7].m.page(1024) || st.volumes[8].m.mapped != 3 {
 		t.Errorf("checkpoint %+v %v", st, err)
+	}
+}
+
+// sampleNodes is what version 3 has instead of pages: a volume, a snapshot that shares one of its two pages, and a map that is taken apart.
+func sampleNodes() []byte {
+	p := []byte{itemHead, 10, 3, 4, 5}
+	v := Volume{uuid: [16]byte{7}, name: "demo", appliedName: "demo", applied: 1 << 30}
+	p = append(append(p, itemVolume, 7, byte(len(v.describe()))), v.describe()...)
+	var at [nodePages]loc
+	at[0], at[2] = makeLoc(5, 0, 100), makeLoc(5, 100, 4101)
+	p = append(appendRuns(append(p, itemNode, 7, 1), at[:]), 3, 32)
+	s := Volume{uuid: [16]byte{8}, name: "monday", appliedName: "monday", applied: 1 << 30, snapshot: true, from: 7, appliedFrom: 7, taken: 1e18}
+	p = append(append(p, itemVolume, 8, byte(len(s.describe()))), s.describe()...)
+	p = append(binary.AppendUvarint(append(p, itemShared, 8, 7), nodePages+2), 1)
+	at[0], at[2] = 0, makeLoc(6, 0, 50)
+	p = appendRuns(append(binary.AppendUvarint(append(p, itemNode), lastDying), 0), at[:])
+	p = append(p, 1)
+	p = append(p, encodeSegmentItem(2, &segment{slots: 10, bytes: 5000, shares: []share{{7, 10, 4000}}})...)
+	return append(p, itemLive, 2, 36, itemEnd)
+}
+
+func TestGoldenNodes(t *testing.T) {
+	st := state{volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
+	err := st.decodeItems(golden(t, "checkpoint3.golden", sampleNodes()))
+	if err != nil || !st.end {
+		t.Fatal(err)
+	}
+	a, b := &st.volumes[7].m, &st.volumes[8].m
+	shared := a.page((nodePages + 2) * pageEntries)
+	if shared == nil || shared.rest != makeLoc(5, 100, 4101) || shared.count != 32 || shared.refs != 2 || b.page((nodePages+2)*pageEntries) != shared || a.mapped != 35 || b.mapped != 32 ||
+		st.dying[lastDying].page(2*pageEntries).rest != makeLoc(6, 0, 50) || st.segs[2].live != 36 {
+		t.Errorf("%+v", st)
+	}
+	for name, at := range map[string]*places{"page": samplePlaces(), "page-full": func() *places {
+		at := new(places)
+		for i := range at {
+			at[i] = makeLoc(uint32(100000+i*7), i*8191%SegmentBytes/2, 4101)
+		}
+		return at
+	}()} {
+		p := make([]byte, pageScratch)
+		p = p[:encodePage(p, at)]
+		rest := makeLoc(9, 4096, len(p))
+		sealBlock(9, 4096, p)
+		got, err := decodePage(rest, golden(t, name+".golden", p), func(n uint32) bool { return n != 3 || name != "page" })
+		if name == "page" { // it names segment 3
+			if !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%s: a page that names what is not there: %v", name, err)
+			}
+			got, err = decodePage(rest, p, func(uint32) bool { return true })
+		}
+		if err != nil || *got != *at || len(p) > blockHeader+pageBytes {
+			t.Errorf("%s: %d bytes, %v", name, len(p), err)
+		}
+		for i := range p {
+			p[i] ^= 4
+			if _, err := decodePage(rest, p, func(uint32) bool { return true }); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%s: byte %d is wrong: %v", name, i, err)
+			}
+			p[i] ^= 4
+		}
 	}
 }
 

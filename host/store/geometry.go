@@ -14,4 +14,6 @@ const (
 
 	pageEntries = 512
 	nodePages   = 1024
+
+	leastPages = 64 // of maps, that may be in memory whatever the options say
 )

@@ -13,4 +13,6 @@ const (
 
 	pageEntries = 32
 	nodePages   = 4
+
+	leastPages = 8 // of maps, that may be in memory whatever the options say
 )

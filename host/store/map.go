@@ -1,39 +1,46 @@
 package store
 
+import "sync/atomic"
+
 // blockMap is a volume's map: block → where it is stored. It is a tree of two levels, nodes of pages, shared copy-on-write
 // with the maps of snapshots and clones: a node or a page that more than one has is copied by who changes it, so
 // that a snapshot is a copy of the list of nodes. Only the packer, and recovery before it, change maps.
 //
 // Which pages are shared follows from the log's order alone. So a block that the cleaner moved is pointed elsewhere
 // in the shared page itself, once for all who have it, and replay does the same.
+//
+// Of a page the content is in memory only while it is wanted; paging.go brings it there and takes it away.
 const (
-	pageBytes  = pageEntries*8 + 32 // in memory
+	pageBytes  = pageEntries * 8 // of a page's content in memory
+	stubBytes  = 64              // of what stays there of each page, its place in the node included
 	nodeBlocks = pageEntries * nodePages
 )
 
+// places are the content of a page.
+type places [pageEntries]loc
+
 type page struct {
-	at   [pageEntries]loc
-	refs int32 // nodes that have it
+	at    *places // nil: not in memory; changed by who brings it or takes it away, too
+	rest  loc     // where it is stored as it is; 0: nowhere, it has changed since
+	refs  int32   // nodes that have it
+	count uint16  // blocks that it knows a place of
 	// The last pass over all maps (Store.pass) that met this page, and in which volume: each is dealt with once.
-	pass uint64
 	vol  uint32
+	pass uint64
+	// hot: it was read since the clock came by.
+	hot atomic.Bool
 }
 
 type node struct {
 	pages [nodePages]*page
 	used  int
-	refs  int32 // maps that have it
+	refs  int32  // maps that have it
+	pass  uint64 // as of a page
 }
 
 type blockMap struct {
 	nodes  []*node
 	mapped int64 // blocks that are stored
-}
-
-// mapUse is what the maps of a store have in common.
-type mapUse struct {
-	pages         int64     // that exist; a shared one counts once
-	hold, release func(loc) // called for each reference that a page gains or loses
 }
 
 func (m *blockMap) page(lba uint64) *page {
@@ -44,17 +51,23 @@ func (m *blockMap) page(lba uint64) *page {
 	return m.nodes[n].pages[lba/pageEntries%nodePages]
 }
 
-func (m *blockMap) get(lba uint64) loc {
-	if p := m.page(lba); p != nil {
-		return p.at[lba%pageEntries]
+// absent returns the page of lba if it is there and its content is not in memory, which it must be for get and for a change.
+func (m *blockMap) absent(lba uint64) *page {
+	if p := m.page(lba); p != nil && p.at == nil {
+		return p
 	}
-	return 0
+	return nil
 }
 
-// owns says whether a change at lba needs no new page.
-func (m *blockMap) owns(lba uint64) bool {
+func (m *blockMap) get(lba uint64) loc {
 	p := m.page(lba)
-	return p != nil && p.refs == 1 && m.nodes[lba/nodeBlocks].refs == 1
+	if p == nil {
+		return 0
+	}
+	if !p.hot.Load() {
+		p.hot.Store(true)
+	}
+	return p.at[lba%pageEntries]
 }
 
 // ownNode returns node i, made or copied where it is not this map's alone.
@@ -87,14 +100,13 @@ func (m *blockMap) own(u *mapUse, lba uint64) *page {
 	p := n.pages[j]
 	switch {
 	case p == nil:
-		p = &page{refs: 1}
+		p = u.made(new(places), 0)
 		n.used++
-		u.pages++
 	case p.refs > 1:
 		p.refs--
-		p = &page{at: p.at, refs: 1}
-		u.pages++
-		for _, l := range p.at {
+		at := *p.at
+		p = u.made(&at, p.count)
+		for _, l := range at {
 			if l != 0 {
 				u.hold(l)
 			}
@@ -107,6 +119,7 @@ func (m *blockMap) own(u *mapUse, lba uint64) *page {
 // set stores l, which is not 0, for lba.
 func (m *blockMap) set(u *mapUse, lba uint64, l loc) {
 	p := m.own(u, lba)
+	u.touch(p)
 	old := p.at[lba%pageEntries]
 	p.at[lba%pageEntries] = l
 	u.hold(l)
@@ -114,6 +127,7 @@ func (m *blockMap) set(u *mapUse, lba uint64, l loc) {
 		u.release(old)
 	} else {
 		m.mapped++
+		p.count++
 	}
 }
 
@@ -123,6 +137,7 @@ func (m *blockMap) move(u *mapUse, lba uint64, from, to loc) bool {
 	if p == nil || p.at[lba%pageEntries] != from {
 		return false
 	}
+	u.touch(p)
 	p.at[lba%pageEntries] = to
 	u.hold(to)
 	u.release(from)
@@ -138,16 +153,27 @@ func (m *blockMap) put(number uint64, p *page) bool {
 	n.pages[j] = p
 	n.used++
 	p.refs++
-	for _, l := range p.at {
-		if l != 0 {
-			m.mapped++
-		}
-	}
+	m.mapped += int64(p.count)
 	return true
 }
 
-// zero forgets n blocks from lba on.
-func (m *blockMap) zero(u *mapUse, lba, n uint64) {
+// edges returns the pages that zero changes only in part and whose content is not in memory.
+func (m *blockMap) edges(lba, n uint64) (absent []*page) {
+	if lba%pageEntries != 0 || n < pageEntries {
+		if p := m.absent(lba); p != nil {
+			absent = append(absent, p)
+		}
+	}
+	if end := lba + n; end%pageEntries != 0 && end/pageEntries != lba/pageEntries {
+		if p := m.absent(end); p != nil {
+			absent = append(absent, p)
+		}
+	}
+	return absent
+}
+
+// zero forgets n blocks from lba on. late gets whole pages that are to be taken apart when their content is in memory.
+func (m *blockMap) zero(u *mapUse, lba, n uint64, late func(*page)) {
 	end := min(lba+n, uint64(len(m.nodes))*nodeBlocks)
 	for lba < end {
 		i, j := lba/nodeBlocks, lba/pageEntries%nodePages
@@ -157,46 +183,38 @@ func (m *blockMap) zero(u *mapUse, lba, n uint64) {
 		}
 		first := lba % pageEntries
 		last := min(pageEntries, first+end-lba)
-		p, stored := m.nodes[i].pages[j], int64(0)
-		if p != nil {
-			for _, l := range p.at[first:last] {
-				if l != 0 {
-					stored++
-				}
-			}
-		}
-		switch {
-		case p != nil && last-first == pageEntries:
+		switch p := m.nodes[i].pages[j]; {
+		case p == nil:
+		case last-first == pageEntries:
 			n := m.ownNode(i)
 			n.pages[j] = nil
-			u.drop(p)
+			m.mapped -= int64(p.count)
+			if p.refs > 1 || p.at != nil {
+				u.drop(p)
+			} else {
+				p.refs--
+				late(p)
+			}
 			if n.used--; n.used == 0 {
 				m.nodes[i] = nil
 			}
-		case stored > 0:
-			own := m.own(u, lba)
+		case p.count > 0:
+			var own *page
 			for k := first; k < last; k++ {
-				if own.at[k] != 0 {
-					u.release(own.at[k])
-					own.at[k] = 0
+				if p.at[k] == 0 {
+					continue
 				}
+				if own == nil {
+					own = m.own(u, lba)
+					u.touch(own)
+				}
+				u.release(own.at[k])
+				own.at[k] = 0
+				own.count--
+				m.mapped--
 			}
 		}
-		m.mapped -= stored
 		lba += last - first
-	}
-}
-
-// drop takes one reference to p away.
-func (u *mapUse) drop(p *page) {
-	if p.refs--; p.refs > 0 {
-		return
-	}
-	u.pages--
-	for _, l := range p.at {
-		if l != 0 {
-			u.release(l)
-		}
 	}
 }
 
@@ -213,22 +231,28 @@ func (m *blockMap) share() blockMap {
 }
 
 // discard takes the map apart, at most most pages and nodes of it, and returns how many it could have done besides: 0 says that
-// there may be something left.
-func (m *blockMap) discard(u *mapUse, most int) int {
+// there may be something left. It stops at pages that nobody else has and whose content is not in memory, and returns them.
+func (m *blockMap) discard(u *mapUse, most int) (left int, absent []*page) {
 	for most > 0 && len(m.nodes) > 0 {
 		i := len(m.nodes) - 1
 		n := m.nodes[i]
 		if n != nil && n.refs == 1 {
 			for j := nodePages - 1; j >= 0 && n.used > 0 && most > 0; j-- {
-				if p := n.pages[j]; p != nil {
-					u.drop(p)
-					n.pages[j] = nil
-					n.used--
-					most--
+				p := n.pages[j]
+				if p == nil {
+					continue
 				}
+				most--
+				if p.refs == 1 && p.at == nil {
+					absent = append(absent, p)
+					continue
+				}
+				u.drop(p)
+				n.pages[j] = nil
+				n.used--
 			}
 			if n.used > 0 {
-				return 0
+				return 0, absent
 			}
 		} else if n != nil {
 			n.refs--
@@ -236,7 +260,7 @@ func (m *blockMap) discard(u *mapUse, most int) int {
 		m.nodes = m.nodes[:i]
 		most--
 	}
-	return max(most, 0)
+	return max(most, 0), absent
 }
 
 // each calls f with every page, in order.
@@ -248,7 +272,7 @@ func (m *blockMap) each(f func(first uint64, p *page)) {
 
 // eachOf calls f with every page of node i.
 func (m *blockMap) eachOf(i int, f func(first uint64, p *page)) {
-	if m.nodes[i] == nil {
+	if i >= len(m.nodes) || m.nodes[i] == nil {
 		return
 	}
 	for j, p := range m.nodes[i].pages {

@@ -108,6 +108,9 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 		return err
 	}
 	st.compress(items)
+	if err := st.readAhead(ctx, items); err != nil {
+		return err
+	}
 	next, unit := 0, b.base
 	for i := range b.ops {
 		o, v := &b.ops[i], b.vols[i]
@@ -127,7 +130,13 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 		if err := st.roomFor(ctx, 0, 64+len(o.data), position{b.seq, unit}); err != nil {
 			return err
 		}
-		st.mu.Lock()
+		absent := func() []*page { return nil }
+		if o.kind == opZero {
+			absent = func() []*page { return v.m.edges(o.lba, o.count) }
+		}
+		if err := st.lockFor(ctx, absent); err != nil {
+			return err
+		}
 		st.applyOp(v, o, b, unit)
 		st.mu.Unlock()
 		unit++
@@ -136,7 +145,7 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 	st.queue = st.queue[1:]
 	st.packed = position{b.seq + 1, 0}
 	st.buffered -= b.memory
-	st.kept(b)
+	st.maps.trim(trimAtOnce+2*len(items), nil)
 	if st.open == nil && !st.logInMemory() {
 		st.sealedTo = st.packed // nothing of it was worth a segment
 	}
@@ -258,9 +267,11 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 	if err := st.roomFor(ctx, len(it.stored), 64, before); err != nil {
 		return err
 	}
-	b := st.open
-	st.mu.Lock()
+	if err := st.lockForBlock(ctx, it.v, it.lba); err != nil {
+		return err
+	}
 	defer st.mu.Unlock()
+	b := st.open
 	if it.stored == nil {
 		b.log.ref(it.v.id, it.lba, it.place)
 		st.charge(b.info, it.v, costRef, 0)
@@ -340,7 +351,7 @@ func (st *Store) applyOp(v *Volume, o *op, b *batch, unit uint64) {
 	switch o.kind {
 	case opZero:
 		l.zero(v.id, o.lba, o.count)
-		v.m.zero(&st.maps, o.lba, o.count)
+		v.m.zero(&st.maps, o.lba, o.count, st.late)
 		if o.count <= smallZero {
 			for lba := o.lba; lba < o.lba+o.count; lba++ {
 				if p := v.dirty[lba]; p != nil && p.b == b && p.unit == unit {
@@ -397,18 +408,7 @@ const discardAtOnce = 128
 // discard takes a map apart that is no volume's any more: the first pages now, the others little by little. mu is held.
 func (st *Store) discard(m blockMap) {
 	st.dying = append(st.dying, &m)
-	st.discardSome()
-}
-
-// discardSome goes on with it, and says whether there is more to do. mu is held.
-func (st *Store) discardSome() bool {
-	for most := discardAtOnce; len(st.dying) > 0; st.dying = st.dying[1:] {
-		if most = st.dying[0].discard(&st.maps, most); most == 0 {
-			return true
-		}
-	}
-	st.dying = nil
-	return false
+	st.discardHere()
 }
 
 func (st *Store) applyDelete(v *Volume) {

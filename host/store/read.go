@@ -24,6 +24,7 @@ type where struct {
 	lba   uint64
 	place loc    // on the LUN; zero: done
 	wait  *batch // not durable yet
+	page  *page  // of the map, and not in memory
 }
 
 // Read fills dst, whole blocks, from block lba on.
@@ -60,12 +61,7 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 	}
 	var far []where
 	for i := range n {
-		w, err := v.near(lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
-		for err == nil && w.wait != nil {
-			if err = (&Ticket{batches: []*batch{w.wait}}).Wait(ctx); err == nil {
-				w, err = v.near(lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
-			}
-		}
+		w, err := v.find(ctx, lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
 		if err != nil {
 			return err
 		}
@@ -79,7 +75,25 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 	return v.readFar(ctx, lba, dst, far)
 }
 
-// near is steps 1 and 2: it fills dst, or says where the block is.
+// find is steps 1 and 2, and waits for what they need.
+func (v *Volume) find(ctx context.Context, lba uint64, dst []byte, durable bool) (w where, err error) {
+	for {
+		switch w, err = v.near(lba, dst, durable); {
+		case err != nil:
+		case w.wait != nil:
+			err = (&Ticket{batches: []*batch{w.wait}}).Wait(ctx)
+		case w.page != nil:
+			err = v.st.want(ctx, w.page)
+		default:
+			return w, nil
+		}
+		if err != nil {
+			return w, err
+		}
+	}
+}
+
+// near fills dst, or says where the block is, or what to wait for.
 func (v *Volume) near(lba uint64, dst []byte, durable bool) (where, error) {
 	st := v.st
 	st.mu.RLock()
@@ -94,6 +108,9 @@ func (v *Volume) near(lba uint64, dst []byte, durable bool) (where, error) {
 			copy(dst, p.data)
 		}
 		return where{}, nil
+	}
+	if p := v.m.absent(lba); p != nil {
+		return where{page: p}, nil
 	}
 	l := v.m.get(lba)
 	if l == 0 {
@@ -144,9 +161,9 @@ func (v *Volume) readAgain(ctx context.Context, w where, dst []byte) error {
 		if !errors.Is(err, ErrCorrupt) {
 			return err
 		}
-		now, nearErr := v.near(w.lba, dst, true)
-		if nearErr != nil || now.wait != nil {
-			return errors.Join(nearErr, err)
+		now, findErr := v.find(ctx, w.lba, dst, true)
+		if findErr != nil {
+			return errors.Join(findErr, err)
 		}
 		if now.place == 0 {
 			return nil
@@ -202,16 +219,34 @@ func (v *Volume) Mapped(lba, most uint64) (mapped bool, n uint64) {
 	if v.ready(v.st.ctx) != nil {
 		return true, min(most, atOnce) // the store has ended: a read will say so
 	}
+	is := func(lba uint64) (mapped bool, absent *page) {
+		if p := v.newest(lba); p != nil {
+			return p.data != nil, nil
+		}
+		if p := v.m.absent(lba); p != nil {
+			return p.count > 0, p
+		}
+		return v.m.get(lba) != 0, nil
+	}
 	v.st.mu.RLock()
 	defer v.st.mu.RUnlock()
-	is := func(lba uint64) bool {
-		if p := v.newest(lba); p != nil {
-			return p.data != nil
+	for {
+		first, absent := is(lba)
+		if absent == nil {
+			mapped = first
+			break
 		}
-		return v.m.get(lba) != 0
+		v.st.mu.RUnlock()
+		err := v.st.want(v.st.ctx, absent)
+		v.st.mu.RLock()
+		if err != nil {
+			return true, min(most, pageEntries-lba%pageEntries) // a read will say so
+		}
 	}
-	mapped = is(lba)
-	for n = 1; n < min(most, atOnce) && is(lba+n) == mapped; n++ {
+	for n = 1; n < min(most, atOnce); n++ {
+		if next, absent := is(lba + n); absent != nil || next != mapped {
+			break
+		}
 	}
 	return mapped, n
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -78,50 +80,62 @@ func (st *Store) loadCheckpoint(ctx context.Context, s *superblock) error {
 		if t.kind != kindCheckpoint || t.ckptID != s.ckptID || t.index != i {
 			return fmt.Errorf("store: segment %d is not part %d of checkpoint %d: %w", n, i, s.ckptID, ErrCorrupt)
 		}
-		if p := buf[:roundUp(int(t.payload), BlockBytes)]; len(p) > 0 {
-			if err := st.opt.Segments.ReadAt(ctx, p, int64(n)*SegmentBytes); err != nil {
+		if from := int(t.items) / BlockBytes * BlockBytes; t.payload > t.items { // its pages are read when they are wanted
+			p := buf[from:roundUp(int(t.payload), BlockBytes)]
+			if err := st.opt.Segments.ReadAt(ctx, p, int64(n)*SegmentBytes+int64(from)); err != nil {
 				return fmt.Errorf("store: read checkpoint segment %d: %w", n, err)
 			}
 		}
-		if crc(buf[:t.payload]) != t.content {
+		if crc(buf[t.items:t.payload]) != t.content {
 			return fmt.Errorf("store: content of checkpoint segment %d: %w", n, ErrCorrupt)
 		}
-		if err := got.decodeItems(buf[:t.payload]); err != nil {
+		if err := got.decodeItems(buf[t.items:t.payload]); err != nil {
 			return fmt.Errorf("store: checkpoint segment %d: %w", n, err)
 		}
-		st.ckptBytes += int64(t.payload) + BlockBytes
 	}
 	if s.ckptSegs > 0 && !got.end {
 		return fmt.Errorf("store: checkpoint %d has no end: %w", s.ckptID, ErrCorrupt)
 	}
 	st.nextVol, st.lastSegment, st.packed, st.sealedTo, st.condemned = got.nextVol, got.lastSegment, got.cover, got.cover, got.free
-	st.ckptID, st.ckptFirst, st.ckptSegments = s.ckptID, s.ckptFrom, int(s.ckptSegs)
-	st.pass++
+	st.ckptID, st.ckptFirst, st.ckptItems = s.ckptID, s.ckptFrom, int(s.ckptSegs)
+	for _, id := range slices.Sorted(maps.Keys(got.dying)) {
+		st.dying = append(st.dying, got.dying[id])
+	}
 	for _, v := range st.volumes {
 		v.st = st
 		st.list(v)
-		var missing loc
-		v.m.each(func(_ uint64, p *page) {
+	}
+	st.pass++
+	for _, m := range st.allMaps() {
+		var missing uint32
+		m.m.each(func(_ uint64, p *page) {
 			if p.pass == st.pass {
 				return
 			}
 			p.pass = st.pass
-			st.maps.pages++
-			for _, l := range p.at {
+			st.maps.adopt(p)
+			if p.at == nil {
+				if p.rest.segment() >= s.ckptFrom+s.ckptSegs || st.segs[p.rest.segment()] != nil {
+					missing = p.rest.segment()
+				}
+				return
+			}
+			for _, l := range p.at { // of version 2
 				if l == 0 {
 					continue
 				}
 				if g := st.segs[l.segment()]; g != nil {
 					g.live++
 				} else {
-					missing = l
+					missing = l.segment()
 				}
 			}
 		})
 		if missing != 0 {
-			return fmt.Errorf("store: the map of volume %s names segment %d, which is none: %w", v.name, missing.segment(), ErrCorrupt)
+			return fmt.Errorf("store: map %d names segment %d, which is none of its kind: %w", m.id, missing, ErrCorrupt)
 		}
 	}
+	st.countHomes()
 	for _, g := range st.segs {
 		for _, sh := range g.shares {
 			if v := st.volumes[sh.vol]; v != nil {
@@ -165,7 +179,7 @@ func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied
 				st.condemned = append(st.condemned, n)
 				continue
 			}
-			if err := st.applySegment(n, f); err != nil {
+			if err := st.applySegment(ctx, n, f); err != nil {
 				return applied, err
 			}
 			applied++
@@ -248,7 +262,7 @@ func (st *Store) readFound(ctx context.Context, n uint32) (*found, error) {
 }
 
 // applySegment does to the state what the packer did when it filled segment n.
-func (st *Store) applySegment(n uint32, f *found) error {
+func (st *Store) applySegment(ctx context.Context, n uint32, f *found) error {
 	info := st.segs[n]
 	if info == nil { // else one of the cleaner's, and others may refer to it already
 		info = &segment{slots: f.t.slots}
@@ -281,7 +295,11 @@ func (st *Store) applySegment(n uint32, f *found) error {
 		switch c.kind {
 		case logStore, logRef:
 			for i, l := range c.places {
+				if err := st.lockForBlock(ctx, v, c.lba+uint64(i)); err != nil {
+					return err
+				}
 				st.point(v, c.lba+uint64(i), l)
+				st.mu.Unlock()
 				if c.kind == logStore {
 					cost += l.len() + f.t.slotBytes()
 					slots++
@@ -291,15 +309,26 @@ func (st *Store) applySegment(n uint32, f *found) error {
 			}
 		case logMove:
 			cost = costMove
-			if to := c.places[1]; to.segment() == n && v.m.move(&st.maps, c.lba, c.places[0], to) {
-				if !taken[to] {
-					taken[to] = true
-					cost += to.len() + f.t.slotBytes()
-					slots++
-				}
+			to := c.places[1]
+			if to.segment() != n {
+				break
+			}
+			if err := st.lockForBlock(ctx, v, c.lba); err != nil {
+				return err
+			}
+			moved := v.m.move(&st.maps, c.lba, c.places[0], to)
+			st.mu.Unlock()
+			if moved && !taken[to] {
+				taken[to] = true
+				cost += to.len() + f.t.slotBytes()
+				slots++
 			}
 		case logZero:
-			v.m.zero(&st.maps, c.lba, c.n)
+			if err := st.lockFor(ctx, func() []*page { return v.m.edges(c.lba, c.n) }); err != nil {
+				return err
+			}
+			v.m.zero(&st.maps, c.lba, c.n, st.late)
+			st.mu.Unlock()
 			cost = costElse
 		case logCreate, logCopy:
 			d, err := parseDescription(c.describe)
@@ -340,7 +369,7 @@ func (st *Store) applySegment(n uint32, f *found) error {
 
 // adopt makes v a volume of the store.
 func (st *Store) adopt(id uint32, v *Volume) {
-	v.st, v.id, v.dirty, v.promised = st, id, map[uint64]*pending{}, map[uint64]int{}
+	v.st, v.id, v.dirty = st, id, map[uint64]*pending{}
 	st.volumes[id] = v
 	st.list(v)
 	st.nextVol = max(st.nextVol, id+1)

@@ -661,33 +661,89 @@ func (s *simulation) writer(ctx context.Context, st *Store, v *Volume, m *modelV
 	}
 }
 
-// checkCounts compares the live counts with the maps.
+// placeOf is where a block is stored.
+func placeOf(t testing.TB, v *Volume, lba uint64) loc {
+	for {
+		v.st.mu.RLock()
+		p := v.m.absent(lba)
+		if p == nil {
+			defer v.st.mu.RUnlock()
+			return v.m.get(lba)
+		}
+		v.st.mu.RUnlock()
+		must(t, v.st.want(t.Context(), p))
+	}
+}
+
+// checkCounts compares what is counted with the maps.
 func checkCounts(t *testing.T, st *Store) {
 	must(t, st.Sync(t.Context()))
-	st.mu.RLock()
-	defer st.mu.RUnlock()
-	live, pages, seen := map[uint32]int64{}, int64(0), map[*page]int32{}
+	st.mu.Lock()
+	must(t, st.wait(t.Context(), func() bool { return len(st.dying) == 0 }))
+	limit := st.maps.limit
+	st.maps.limit = 1 << 40
+	st.mu.Unlock()
+	for { // the maps are brought into memory
+		var absent []*page
+		st.mu.RLock()
+		for _, v := range st.volumes {
+			v.m.each(func(_ uint64, p *page) {
+				if p.at == nil {
+					absent = append(absent, p)
+				}
+			})
+		}
+		if len(absent) == 0 {
+			break
+		}
+		st.mu.RUnlock()
+		for _, p := range absent {
+			must(t, st.want(t.Context(), p))
+		}
+	}
+	defer func() {
+		st.mu.RUnlock()
+		st.mu.Lock()
+		st.maps.limit = limit
+		st.mu.Unlock()
+	}()
+	live, seen := map[uint32]int64{}, map[*page]int32{}
+	is := mapUse{homes: map[uint32]*home{}}
 	for _, v := range st.volumes {
 		mapped := int64(0)
 		v.m.each(func(_ uint64, p *page) {
 			if seen[p]++; seen[p] == 1 {
-				pages++
+				is.adopt(p)
 			}
+			count := uint16(0)
 			for _, l := range p.at {
 				if l != 0 {
-					mapped++
+					count++
 					if seen[p] == 1 {
 						live[l.segment()]++
 					}
 				}
+			}
+			if mapped += int64(count); count != p.count {
+				t.Errorf("a page of volume %s knows %d blocks, counted %d", v.name, count, p.count)
 			}
 		})
 		if mapped != v.m.mapped {
 			t.Errorf("volume %s: %d blocks mapped, counted %d", v.name, mapped, v.m.mapped)
 		}
 	}
-	if pages != st.maps.pages || st.promised != 0 || len(st.dying) != 0 {
-		t.Errorf("%d pages, counted %d, promised %d, %d maps to take apart", pages, st.maps.pages, st.promised, len(st.dying))
+	if m := &st.maps; is.pages != m.pages || is.resident != m.resident || is.dirty != m.dirty || len(st.dying) != 0 {
+		t.Errorf("%d pages, counted %d; %d in memory, counted %d; %d changed, counted %d; %d maps to take apart", is.pages, m.pages, is.resident, m.resident, is.dirty, m.dirty,
+			len(st.dying))
+	}
+	for n, h := range st.maps.homes {
+		if x := is.homes[n]; x == nil && h.live != 0 || x != nil && x.live != h.live {
+			t.Errorf("segment %d has %d bytes of pages, and %+v count", n, h.live, x)
+		}
+		delete(is.homes, n)
+	}
+	if len(is.homes) > 0 {
+		t.Errorf("segments with pages that are not known: %v", is.homes)
 	}
 	for n, s := range st.segs {
 		if live[n] != s.live {

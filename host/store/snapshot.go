@@ -79,7 +79,7 @@ func (st *Store) redescribe(v, d *Volume) {
 
 // copyOf begins a volume as a copy of src. mu is held.
 func (st *Store) copyOf(src *Volume, name string, snapshot bool, from uint32) (*Volume, op) {
-	v := &Volume{st: st, id: st.nextVol, name: name, appliedName: name, size: src.size, applied: src.size, snapshot: snapshot, from: from, appliedFrom: from, dirty: map[uint64]*pending{}, promised: map[uint64]int{}}
+	v := &Volume{st: st, id: st.nextVol, name: name, appliedName: name, size: src.size, applied: src.size, snapshot: snapshot, from: from, appliedFrom: from, dirty: map[uint64]*pending{}}
 	rand.Read(v.uuid[:])
 	v.uuid[6], v.uuid[8] = v.uuid[6]&0x0f|0x40, v.uuid[8]&0x3f|0x80
 	v.taken = st.opt.Now().UnixNano()
@@ -330,16 +330,29 @@ func (st *Store) Diff(ctx context.Context, volume, from, to string, f func(lba, 
 		return f(at, n)
 	}
 	for i := 0; ; i++ {
-		runs, more := st.diffNode(&a.m, &b.m, i)
-		for _, r := range runs {
-			if n > 0 && at+n == r[0] {
-				n += r[1]
-				continue
-			}
-			if err := flush(); err != nil {
+		pairs, more := st.differing(&a.m, &b.m, i)
+		for _, d := range pairs {
+			x, err := st.copyOfPage(ctx, d.a)
+			if err != nil {
 				return err
 			}
-			at, n = r[0], r[1]
+			y, err := st.copyOfPage(ctx, d.b)
+			if err != nil {
+				return err
+			}
+			for k := range x {
+				if x[k] == y[k] {
+					continue
+				}
+				if lba := d.first + uint64(k); n > 0 && at+n == lba {
+					n++
+					continue
+				}
+				if err := flush(); err != nil {
+					return err
+				}
+				at, n = d.first+uint64(k), 1
+			}
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -350,8 +363,14 @@ func (st *Store) Diff(ctx context.Context, volume, from, to string, f func(lba, 
 	}
 }
 
-// diffNode compares nodes number i of two maps.
-func (st *Store) diffNode(a, b *blockMap, i int) (runs [][2]uint64, more bool) {
+// pair is two pages in one place of two maps; nil: none.
+type pair struct {
+	first uint64
+	a, b  *page
+}
+
+// differing are the pages that nodes number i of two maps do not share.
+func (st *Store) differing(a, b *blockMap, i int) (pairs []pair, more bool) {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
 	nodeOf := func(m *blockMap) *node {
@@ -365,30 +384,36 @@ func (st *Store) diffNode(a, b *blockMap, i int) (runs [][2]uint64, more bool) {
 	if x == y {
 		return nil, more
 	}
-	var none page
 	for j := range nodePages {
-		p, q := &none, &none
-		if x != nil && x.pages[j] != nil {
-			p = x.pages[j]
+		d := pair{first: (uint64(i)*nodePages + uint64(j)) * pageEntries}
+		if x != nil {
+			d.a = x.pages[j]
 		}
-		if y != nil && y.pages[j] != nil {
-			q = y.pages[j]
+		if y != nil {
+			d.b = y.pages[j]
 		}
-		if p == q {
-			continue
-		}
-		first := (uint64(i)*nodePages + uint64(j)) * pageEntries
-		for k := range p.at {
-			if p.at[k] == q.at[k] {
-				continue
-			}
-			lba := first + uint64(k)
-			if n := len(runs); n > 0 && runs[n-1][0]+runs[n-1][1] == lba {
-				runs[n-1][1]++
-			} else {
-				runs = append(runs, [2]uint64{lba, 1})
-			}
+		if d.a != d.b {
+			pairs = append(pairs, d)
 		}
 	}
-	return runs, more
+	return pairs, more
+}
+
+// copyOfPage is the content of p as it is at some moment of the call.
+func (st *Store) copyOfPage(ctx context.Context, p *page) (at places, err error) {
+	for p != nil {
+		st.mu.RLock()
+		here, gone := p.at, p.refs == 0
+		if here != nil {
+			at = *here
+		}
+		st.mu.RUnlock()
+		if here != nil || gone {
+			return at, nil
+		}
+		if err := st.want(ctx, p); err != nil {
+			return at, err
+		}
+	}
+	return at, nil
 }

@@ -267,9 +267,7 @@ func TestCleaningMovesSharedPagesOnce(t *testing.T) {
 	must(t, err)
 	must(t, st.Checkpoint(ctx))
 	place := func() loc {
-		st.mu.RLock()
-		defer st.mu.RUnlock()
-		return v.m.get(0)
+		return placeOf(t, v, 0)
 	}
 	first := place()
 	for i := uint64(0); place() == first && i < 400; i++ { // until the cleaner has been there
@@ -323,8 +321,8 @@ func TestDeleteOfMany(t *testing.T) {
 	_, err = st.Snapshot(ctx, "s", "v")
 	must(t, err)
 	must(t, st.Sync(ctx))
-	if s := st.Stats(); s.MapBytes != pages*pageBytes {
-		t.Errorf("%d bytes of maps, want %d pages", s.MapBytes, pages)
+	if s := st.Stats(); s.MapPages != pages || s.MapBytes != pages*(pageBytes+stubBytes) {
+		t.Errorf("%d pages of maps in %d bytes, want %d", s.MapPages, s.MapBytes, pages)
 	}
 	must(t, st.DeleteSnapshot(ctx, "v", "s"))
 	must(t, st.DeleteVolume(ctx, "v"))
@@ -436,8 +434,8 @@ func BenchmarkSnapshot(b *testing.B) {
 	p := text(1, 1)
 	must(b, v.Write(ctx, 0, p))
 	must(b, st.Sync(ctx))
+	l := placeOf(b, v, 0)
 	st.mu.Lock() // a map of 1 TiB, written densely: every block is the one
-	l := v.m.get(0)
 	for lba := uint64(0); lba < 1<<28; lba++ {
 		v.m.set(&st.maps, lba, l)
 	}

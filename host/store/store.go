@@ -49,7 +49,8 @@ type Options struct {
 	CapacityBytes int64
 	// BufferBytes bounds the data that is acknowledged and not packed; zero: 64 MiB.
 	BufferBytes int64
-	// MapBytes bounds the memory of all maps; zero: 1 GiB, which maps 512 GiB written densely.
+	// MapBytes bounds the memory of all maps; zero: 1 GiB. What is not in memory is read when it is needed: 2 MiB of a volume
+	// are one page of 4 KiB, of which 64 bytes always are there.
 	MapBytes int64
 	// IndexBytes bounds the memory of the dedup index; zero: 64 MiB, which finds 32 GiB of blocks.
 	IndexBytes int64
@@ -181,9 +182,11 @@ type Store struct {
 	live         atomic.Int64 // bytes of blocks that are referenced, when the cleaner last looked; 0: it did not
 	gaveUp       bool         // cleaning frees nothing any more: what is short of space is refused instead of waiting
 	maps         mapUse
-	promised     int64       // pages that what is staged may need
 	dying        []*blockMap // of deleted volumes, taken apart little by little
-	ckptSegments int         // of the checkpoint that counts
+	corpse       *blockMap   // of them, the one that pages are added to,
+	corpses      uint64      // and how many were
+	ckptSegments int         // of checkpoints: with the items of the one that counts, or with pages that do
+	ckptItems    int         // with items
 	ckptBytes    int64
 	needed       *checkpointCall // wanted checkpoint
 	counters     counters
@@ -252,7 +255,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 	}
 	st.spare = int(min(max(opt.CapacityBytes/SegmentBytes/16, leastSpare), mostSpare))
 	st.tables.limit = opt.TableBytes
-	st.maps.hold, st.maps.release = st.hold, st.release
+	st.maps = mapUse{limit: opt.MapBytes, homes: map[uint32]*home{}, hold: st.hold, release: st.release}
 	found, blank, err := readSuper(ctx, opt.Journal)
 	if err != nil {
 		return nil, err

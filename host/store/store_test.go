@@ -364,26 +364,40 @@ func TestOverwritesAreNotRefused(t *testing.T) {
 	must(t, st.Close(ctx))
 }
 
-// The map's limit refuses a write that needs a page more, and nothing else.
+// Maps much larger than their limit are written and read, and the limit is kept.
 func TestMapLimit(t *testing.T) {
 	sh := newShelf(t, 1)
 	o := sh.options()
-	o.MapBytes = 4 * pageBytes
+	o.MapBytes = 1
 	ctx := t.Context()
 	st := open(t, o)
 	_, err := st.CreateVolume(ctx, "a", 1<<40)
 	must(t, err)
 	v := volume(t, st, "a")
-	for i := range uint64(4) {
-		must(t, v.Write(ctx, i*1000000, text(i, 1)))
+	const pages = 20 * leastPages
+	lba := func(i uint64) uint64 { return i * 7919 % pages * 1000 }
+	for i := range uint64(pages) {
+		must(t, v.Write(ctx, lba(i), text(i%50, 1)))
 	}
-	if err := v.Write(ctx, 9000000, text(9, 1)); !errors.Is(err, target.ErrNoSpace) {
-		t.Errorf("fifth page: %v", err)
-	}
-	must(t, v.Write(ctx, 1000001, text(5, 1)))
-	must(t, v.Zero(ctx, 0, 2000))
 	must(t, st.Sync(ctx))
-	must(t, v.Write(ctx, 9000000, text(9, 1)))
+	check := func() {
+		t.Helper()
+		for i := range uint64(pages) {
+			wantBlocks(t, v, lba(i), text(i%50, 1))
+		}
+		if s := st.Stats(); s.MapPages < pages*9/10 || s.MapResident > leastPages*3/2 {
+			t.Errorf("%d pages, %d of them in memory", s.MapPages, s.MapResident)
+		}
+	}
+	check()
+	must(t, v.Zero(ctx, lba(0), 1))
+	must(t, v.Write(ctx, lba(0)+1, text(5, 1)))
+	must(t, v.Write(ctx, lba(0), text(0, 1)))
+	st = reopen(t, st, sh, false)
+	v = volume(t, st, "a")
+	check()
+	wantBlocks(t, v, lba(0)+1, text(5, 1))
+	checkCounts(t, st)
 	must(t, st.Close(ctx))
 }
 

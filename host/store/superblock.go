@@ -26,7 +26,7 @@ type superblock struct {
 
 const (
 	superMagic   = "LEDGESB1"
-	superVersion = 2 // 1 had no snapshots; what it wrote is read, and an older program refuses what this one has opened
+	superVersion = 3 // 1 had no snapshots, 2 whole maps in its checkpoints; both are read, and an older program refuses what this one has opened
 )
 
 func (s *superblock) encode() []byte {
@@ -54,7 +54,7 @@ func decodeSuperblock(p []byte) (superblock, error) {
 	if len(p) != BlockBytes || string(p[:8]) != superMagic || le.Uint32(p[8:]) != crc(p[12:]) {
 		return s, fmt.Errorf("superblock: %w", ErrCorrupt)
 	}
-	if v := le.Uint32(p[12:]); v != 1 && v != superVersion {
+	if v := le.Uint32(p[12:]); v < 1 || v > superVersion {
 		return s, fmt.Errorf("superblock version %d: %w", v, ErrVersion)
 	}
 	copy(s.uuid[:], p[16:])

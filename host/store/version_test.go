@@ -106,9 +106,7 @@ func TestVersion1(t *testing.T) {
 				t.Error(err)
 			}
 			place := func() loc {
-				st.mu.RLock()
-				defer st.mu.RUnlock()
-				return v.m.get(5000)
+				return placeOf(t, v, 5000)
 			}
 			first := place()
 			for i := uint64(0); place() == first && i < 400; i++ { // until the cleaner has been there

@@ -34,9 +34,8 @@ type Volume struct {
 	group       [16]byte // the snapshots of one instant have one
 	// copying counts copies of this volume, and replacing ones of others to here, that are in the log and not applied.
 	copying, replacing int
-	promised           map[uint64]int // pages of the map, and by how many batches
-	slots              int64          // blocks that this volume's writes brought into segments that exist
-	bytes              int64          // and what they take there, with their metadata
+	slots              int64 // blocks that this volume's writes brought into segments that exist
+	bytes              int64 // and what they take there, with their metadata
 }
 
 // VolumeInfo describes a volume.
@@ -135,7 +134,7 @@ func (st *Store) CreateVolume(ctx context.Context, name string, bytes int64) (Vo
 	if err := checkSize(bytes); err != nil {
 		return VolumeInfo{}, err
 	}
-	v := &Volume{st: st, name: name, appliedName: name, size: bytes, applied: bytes, dirty: map[uint64]*pending{}, promised: map[uint64]int{}}
+	v := &Volume{st: st, name: name, appliedName: name, size: bytes, applied: bytes, dirty: map[uint64]*pending{}}
 	rand.Read(v.uuid[:])
 	v.uuid[6], v.uuid[8] = v.uuid[6]&0x0f|0x40, v.uuid[8]&0x3f|0x80
 	err := st.submit(ctx, func() ([]op, error) {
@@ -255,7 +254,7 @@ func (v *Volume) Space() (used, available, capacity int64) {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
 	if !st.full {
-		usable := st.opt.CapacityBytes - int64(st.ckptSegments+st.spare)*SegmentBytes - st.buffered
+		usable := st.opt.CapacityBytes - int64(st.taken()-len(st.segs)+st.spare)*SegmentBytes - st.buffered
 		available = max(0, usable-int64(len(st.segs))*SegmentBytes) // as admit counts
 		if live := st.live.Load(); live > 0 && !st.gaveUp {
 			available = max(available, usable-live*10/9) // fuller than nine tenths, cleaning gains too little
@@ -285,7 +284,8 @@ func (v *Volume) info() VolumeInfo {
 			continue
 		}
 		i.PendingBytes += BlockBytes
-		if v.m.get(lba) == 0 {
+		// Where the page is not in memory the block counts as one that was there.
+		if m := v.m.page(lba); m == nil || m.at != nil && m.at[lba%pageEntries] == 0 {
 			i.LogicalBytes += BlockBytes
 		}
 	}

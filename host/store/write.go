@@ -40,7 +40,6 @@ type batch struct {
 	units   uint64
 	payload int
 	memory  int64
-	pages   []promise
 	written bool
 	durable bool
 	done    chan struct{} // closed when durable, or when err says that it never will be
@@ -188,7 +187,7 @@ func (st *Store) enqueue(ctx context.Context, v *Volume, lba, n uint64, ops []op
 		return fmt.Errorf("store: volume %s: blocks %d+%d of %d: %w", v.name, lba, n, blocks, target.ErrRange)
 	}
 	if payload > 0 {
-		if err := st.admit(v, ops); err != nil {
+		if err := st.admit(); err != nil {
 			return err
 		}
 	}
@@ -209,64 +208,26 @@ func (st *Store) room(entries, payload int) bool {
 
 // short: there is no room for more, but for what is kept back. mu is held.
 func (st *Store) short() bool {
-	return int64(len(st.segs)+st.ckptSegments+st.spare)*SegmentBytes+st.buffered >= st.opt.CapacityBytes
+	return int64(st.taken()+st.spare)*SegmentBytes+st.buffered >= st.opt.CapacityBytes
 }
 
 // starved: it is so with all that is buffered packed. mu is held.
 func (st *Store) starved() bool {
-	return int64(len(st.segs)+st.ckptSegments+st.spare)*SegmentBytes >= st.opt.CapacityBytes
+	return int64(st.taken()+st.spare)*SegmentBytes >= st.opt.CapacityBytes
 }
 
-// admit checks the space that ops need, in segments and in the map, and promises the map's pages.
-func (st *Store) admit(v *Volume, ops []op) error {
+// taken is how many segments there are, and are to come for pages of maps. mu is held.
+func (st *Store) taken() int { return len(st.segs) + st.ckptSegments + st.changedMaps() }
+
+// admit checks that there is space. mu is held.
+func (st *Store) admit() error {
 	if st.full || st.short() {
 		return fmt.Errorf("store: %d segments: %w", len(st.segs), target.ErrNoSpace)
 	}
 	if st.nextSegment+numbersKept*st.step >= st.numbers {
 		return fmt.Errorf("store: segment number %d of %d: the LUN's numbers are used up: %w", st.nextSegment, st.numbers, target.ErrNoSpace)
 	}
-	need := int64(0)
-	first := len(st.current.pages)
-	for i := range ops {
-		if ops[i].kind != opWrite {
-			continue
-		}
-		for lba, end := ops[i].lba, ops[i].lba+ops[i].count; lba < end; lba = (lba/pageEntries + 1) * pageEntries {
-			if v.copying == 0 && v.replacing == 0 && v.m.owns(lba) {
-				continue
-			}
-			st.current.pages = append(st.current.pages, promise{v, lba / pageEntries})
-			if v.promised[lba/pageEntries] == 0 {
-				need++
-			}
-		}
-	}
-	if need > 0 && (st.maps.pages+st.promised+need)*pageBytes > st.opt.MapBytes {
-		st.current.pages = st.current.pages[:first]
-		return fmt.Errorf("store: maps take %d bytes, their limit: %w", st.maps.pages*pageBytes, target.ErrNoSpace)
-	}
-	st.promised += need
-	for _, p := range st.current.pages[first:] {
-		p.v.promised[p.page]++
-	}
 	return nil
-}
-
-// promise is of a page of a map, for a write that is staged; it is kept when the batch is packed.
-type promise struct {
-	v    *Volume
-	page uint64
-}
-
-// kept ends b's promises. mu is held.
-func (st *Store) kept(b *batch) {
-	for _, p := range b.pages {
-		if p.v.promised[p.page]--; p.v.promised[p.page] == 0 {
-			delete(p.v.promised, p.page)
-			st.promised--
-		}
-	}
-	b.pages = nil
 }
 
 // stage makes o visible and adds it to b. mu is held. Recovery stages what it finds the same way.
