@@ -118,16 +118,24 @@ func (w *checkpointWriter) room(n int) error {
 	return nil
 }
 
-// block adds a stored block, whose checksum it makes, and says where it is.
-func (w *checkpointWriter) block(b []byte) (loc, error) {
+// page adds a page as the stored block b, whose checksum it makes.
+func (w *checkpointWriter) page(p *page, b []byte) error {
 	if err := w.room(len(b)); err != nil {
-		return 0, err
+		return err
 	}
-	p := w.buf[w.fill : w.fill+copy(w.buf[w.fill:], b)]
-	sealBlock(w.number, w.fill, p)
-	l := makeLoc(w.number, w.fill, len(b))
+	sealBlock(w.number, w.fill, w.buf[w.fill:w.fill+copy(w.buf[w.fill:], b)])
+	w.st.mu.Lock()
+	defer w.st.mu.Unlock()
+	w.st.unwritten = unwritten{w.number, w.buf}
+	w.st.maps.stored(p, makeLoc(w.number, w.fill, len(b)))
 	w.fill += len(b)
-	return l, nil
+	return nil
+}
+
+// unwritten is a segment with pages that is not written yet. They are read in buf until then.
+type unwritten struct {
+	number uint32 // 0: none
+	buf    []byte
 }
 
 // add adds an item. No block may follow.
@@ -160,7 +168,19 @@ func (w *checkpointWriter) flush() error {
 	}
 	w.bytes += int64(w.fill) + BlockBytes
 	w.begun = false
+	w.written()
 	return nil
+}
+
+func (w *checkpointWriter) written() {
+	w.st.mu.Lock()
+	w.st.unwritten = unwritten{}
+	w.st.mu.Unlock()
+}
+
+func (w *checkpointWriter) end() {
+	w.written()
+	segmentBuffers.Put(w.buf)
 }
 
 // writeCheckpoint is called by the packer between batches.
@@ -183,7 +203,7 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	began := time.Now()
 	free := slices.Concat(st.condemned, st.condemn())
 	w := &checkpointWriter{st: st, ctx: ctx, id: st.ckptID + 1, buf: segmentBuffers.Get().([]byte)}
-	defer segmentBuffers.Put(w.buf)
+	defer w.end()
 	if err := st.writePages(ctx, w); err != nil {
 		return err
 	}

@@ -84,12 +84,32 @@ func TestDamage(t *testing.T) {
 	// Damage to what opening needs is told, not lived with.
 	st = open(t, o)
 	must(t, st.Close(ctx))
-	at := int64(st.ckptFirst)*SegmentBytes + 5
-	sh.segments.pages[at/BlockBytes*BlockBytes][5] ^= 1
+	first := int64(st.ckptFirst) * SegmentBytes
+	trail := make([]byte, BlockBytes)
+	must(t, sh.segments.ReadAt(ctx, trail, first+trailerOffset))
+	tr, err := decodeTrailer(trail)
+	must(t, err)
+	flip := func(at int64) { sh.segments.pages[at/BlockBytes*BlockBytes][at%BlockBytes] ^= 1 }
+	flip(first + int64(tr.items) + 5)
 	if _, err := Open(ctx, o); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("damaged checkpoint: %v", err)
 	}
-	sh.segments.pages[at/BlockBytes*BlockBytes][5] ^= 1
+	flip(first + int64(tr.items) + 5)
+
+	// Damage to a page is an error for its blocks and for no others, and nothing is lost where it heals.
+	st = open(t, o)
+	v = volume(t, st, "a")
+	at := v.m.page(0).rest
+	flip(int64(at.segment())*SegmentBytes + int64(at.off()+at.len()/2))
+	got := make([]byte, BlockBytes)
+	for i := range uint64(600) {
+		if err := v.Read(ctx, i, got); (i < pageEntries) != errors.Is(err, target.ErrMediumRead) || (i < pageEntries) != errors.Is(err, ErrCorrupt) {
+			t.Errorf("damaged page: block %d: %v", i, err)
+		}
+	}
+	flip(int64(at.segment())*SegmentBytes + int64(at.off()+at.len()/2))
+	wantBlocks(t, v, 0, data)
+	must(t, st.Close(ctx))
 	for i := range 2 { // either superblock will do
 		sh.journal.pages[int64(i)*BlockBytes][100] ^= 1
 		st = open(t, o)

@@ -142,6 +142,19 @@ func (u *mapUse) trim(looks int, keep *page) {
 // trimAtOnce is how many pages are looked at with the lock held, for each that comes.
 const trimAtOnce = 64
 
+// trimMaps takes away what is too much, pages that were read of late too, a few at a time.
+func (st *Store) trimMaps() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for looks := 2 * len(st.maps.clock); looks > 0 && st.maps.resident > st.maps.most(); looks -= trimRound {
+		st.maps.trim(trimRound, nil)
+		st.mu.Unlock()
+		st.mu.Lock()
+	}
+}
+
+const trimRound = 4096
+
 // bytes is the memory that the maps take.
 func (u *mapUse) bytes() int64 { return u.resident*pageBytes + u.pages*stubBytes }
 
@@ -256,8 +269,15 @@ func (d *decoder) runs(at []loc) {
 	}
 }
 
-// stored is a stored page, whose bytes may be wanted as they are.
+// storedPage is a stored page, whose bytes may be wanted as they are.
 func (st *Store) storedPage(ctx context.Context, rest loc) ([]byte, error) {
+	st.mu.RLock()
+	if u := st.unwritten; u.number == rest.segment() {
+		b := slices.Clone(u.buf[rest.off() : rest.off()+rest.len()])
+		st.mu.RUnlock()
+		return b, nil
+	}
+	st.mu.RUnlock()
 	lines, err := st.fetch(ctx, []where{{place: rest}})
 	if err != nil {
 		return nil, err
@@ -516,17 +536,13 @@ func (st *Store) writePages(ctx context.Context, w *checkpointWriter) error {
 						continue
 					}
 				}
-				l, err := w.block(c.at)
-				if err != nil {
+				if err := w.page(c.p, c.at); err != nil {
 					return err
 				}
-				st.mu.Lock()
-				st.maps.stored(c.p, l)
-				st.maps.trim(2, nil)
-				st.mu.Unlock()
 			}
 		}
 	}
+	st.trimMaps()
 	return nil
 }
 

@@ -182,6 +182,7 @@ type Store struct {
 	live         atomic.Int64 // bytes of blocks that are referenced, when the cleaner last looked; 0: it did not
 	gaveUp       bool         // cleaning frees nothing any more: what is short of space is refused instead of waiting
 	maps         mapUse
+	unwritten    unwritten
 	dying        []*blockMap // of deleted volumes, taken apart little by little
 	corpse       *blockMap   // of them, the one that pages are added to,
 	corpses      uint64      // and how many were
