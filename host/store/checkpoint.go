@@ -118,14 +118,17 @@ func (w *checkpointWriter) room(n int) error {
 	return nil
 }
 
-// page adds a page as the stored block b, whose checksum it makes.
-func (w *checkpointWriter) page(p *page, b []byte) error {
+// page adds a page as the stored block b, whose checksum it makes. again: it is stored elsewhere as it is.
+func (w *checkpointWriter) page(p *page, b []byte, again bool) error {
 	if err := w.room(len(b)); err != nil {
 		return err
 	}
 	sealBlock(w.number, w.fill, w.buf[w.fill:w.fill+copy(w.buf[w.fill:], b)])
 	w.st.mu.Lock()
 	defer w.st.mu.Unlock()
+	if w.st.counters.pagesWritten++; again {
+		w.st.counters.pagesAgain++
+	}
 	w.st.unwritten = unwritten{w.number, w.buf}
 	w.st.maps.stored(p, makeLoc(w.number, w.fill, len(b)))
 	w.fill += len(b)

@@ -311,18 +311,18 @@ func (st *Store) content(ctx context.Context, p *page, rest loc) (at *places, st
 		defer st.mu.RUnlock()
 		return st.segs[n] != nil
 	})
-	if err == nil {
-		return at, false, nil
-	}
-	st.mu.RLock()
-	stale = p.rest != rest
-	st.mu.RUnlock()
-	if stale { // its place may have been freed while it was read
-		return nil, true, nil
-	}
 	st.mu.Lock()
-	st.counters.badBlocks++
+	stale = err != nil && p.rest != rest // its place may have been freed while it was read
+	switch {
+	case err == nil:
+		st.counters.pagesRead++
+	case !stale:
+		st.counters.badBlocks++
+	}
 	st.mu.Unlock()
+	if err == nil || stale {
+		return at, stale, nil
+	}
 	st.opt.Logger.Error("page of a map not readable", "err", err)
 	return nil, false, fmt.Errorf("store: map: %w: %w", err, target.ErrMediumRead)
 }
@@ -431,6 +431,7 @@ func (st *Store) late(p *page) {
 		st.corpse, st.corpses = new(blockMap), 0
 		st.dying = append(st.dying, st.corpse)
 	}
+	st.counters.latePages++
 	st.corpse.put(st.corpses, p)
 	st.corpses++
 }
@@ -497,9 +498,10 @@ func (st *Store) writePages(ctx context.Context, w *checkpointWriter) error {
 	maps := st.allMaps()
 	st.mu.RUnlock()
 	type change struct {
-		p    *page
-		rest loc    // 0: the content is in memory
-		at   []byte // in scratch
+		p     *page
+		rest  loc    // 0: the content is in memory
+		at    []byte // in scratch
+		again bool   // it has not changed
 	}
 	var changes []change
 	var scratch []byte
@@ -514,13 +516,13 @@ func (st *Store) writePages(ctx context.Context, w *checkpointWriter) error {
 					switch {
 					case p.rest != 0 && !again[p.rest.segment()]:
 					case p.at == nil:
-						changes = append(changes, change{p: p, rest: p.rest})
+						changes = append(changes, change{p: p, rest: p.rest, again: true})
 					default:
 						from := len(scratch)
 						scratch = slices.Grow(scratch, pageScratch)[:from+pageScratch]
 						size := encodePage(scratch[from:], p.at)
 						scratch = scratch[:from+size]
-						changes = append(changes, change{p: p, at: scratch[from : from+size : from+size]})
+						changes = append(changes, change{p: p, at: scratch[from : from+size : from+size], again: p.rest != 0})
 					}
 				})
 			}
@@ -536,7 +538,7 @@ func (st *Store) writePages(ctx context.Context, w *checkpointWriter) error {
 						continue
 					}
 				}
-				if err := w.page(c.p, c.at); err != nil {
+				if err := w.page(c.p, c.at, c.again); err != nil {
 					return err
 				}
 			}

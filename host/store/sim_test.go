@@ -148,14 +148,16 @@ func (s *simSums) add(what string, n int64) {
 }
 
 var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "power cuts", "cuts in opening",
-	"segments replayed", "segments of the cleaner replayed", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found"}
+	"segments replayed", "segments of the cleaner replayed", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found",
+	"pages read", "pages written", "pages written again", "pages of deleted volumes read"}
 
 // take adds up what a store did that has stopped.
 func (s *simulation) take(st *Store) {
 	c := &st.counters
 	for what, n := range map[string]int64{"segments written": c.segmentsWritten, "segments freed": c.segmentsFreed, "blocks moved": c.blocksMoved,
 		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "segments replayed": c.replayedSegments,
-		"segments of the cleaner replayed": c.replayedMoved, "records replayed": c.replayedRecords, "bad lines found": c.badLines} {
+		"segments of the cleaner replayed": c.replayedMoved, "records replayed": c.replayedRecords, "bad lines found": c.badLines,
+		"pages read": c.pagesRead, "pages written": c.pagesWritten, "pages written again": c.pagesAgain, "pages of deleted volumes read": c.latePages} {
 		s.sums.add(what, n)
 	}
 }
@@ -213,6 +215,9 @@ func simulate(t *testing.T, seed uint64, sums *simSums) {
 	s.opt.Workers = 1 + rng.IntN(2)
 	if rng.IntN(3) == 0 {
 		s.opt.CapacityBytes = int64(simLeast+rng.IntN(25-simLeast)) * SegmentBytes // the cleaner works
+	}
+	if rng.IntN(2) == 0 {
+		s.opt.MapBytes = 1 + rng.Int64N(40*pageBytes) // what is little for the maps
 	}
 	if rng.IntN(2) == 0 {
 		s.opt.Cache = &lyingCache{lines: map[lineKey][]byte{}, rng: rand.New(rand.NewPCG(seed, 3)), sums: sums}

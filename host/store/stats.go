@@ -10,6 +10,8 @@ type counters struct {
 	journalBytes           int64
 	cacheHits, cacheMisses int64
 	badLines, badBlocks    int64
+	// Of maps. pagesAgain are written because little of their segment counted, latePages taken apart when they were read.
+	pagesRead, pagesWritten, pagesAgain, latePages int64
 	// Of the recovery. replayedMoved are segments of the cleaner.
 	replayedSegments, replayedMoved, replayedRecords int64
 }
@@ -39,8 +41,9 @@ type Stats struct {
 	IndexReady   bool
 	// Since the opening: blocks found stored before, and blocks stored; segments written and
 	// freed; blocks moved by the cleaner; bytes written to the journal; lines that failed a block's checksum
-	// and read well from the shelf; blocks that could not be read.
+	// and read well from the shelf; blocks that could not be read; pages of maps read and written.
 	Duplicates, Uniques, SegmentsWritten, SegmentsFreed, BlocksMoved, Checkpoints, JournalWritten, BadLines, BadBlocks int64
+	PagesRead, PagesWritten                                                                                            int64
 	// Full says that the shelf refused a segment for lack of space, and writes are refused.
 	Full bool
 	// Epoch of this opening, and the fingerprint engine in use.
@@ -60,6 +63,7 @@ func (st *Store) Stats() Stats {
 		IndexEntries: st.index.Len(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,
+		PagesRead: c.pagesRead, PagesWritten: c.pagesWritten,
 		Full: st.full, Epoch: st.epoch, Fingerprint: st.hasher.Engine().String(),
 	}
 	for _, g := range st.segs {
