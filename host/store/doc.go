@@ -13,24 +13,27 @@
 // write.go tells the path of a write up to its acknowledgement, pack.go how it gets into segments
 // and the map, seal.go how segments become durable and the journal is released, read.go the path
 // of a read, checkpoint.go, recover.go and clean.go the rest of a block's life; snapshot.go tells of snapshots and
-// clones, map.go of the map that they share.
+// clones, map.go of the map that they share, paging.go of how its pages come into memory and leave it.
 //
 // # Limits
 //
 // Volumes: 1024 of 256 TiB, and 65,536 snapshots. Memory, besides the options' bounds: 8 MiB for each of at most three
 // segments that are open or being written, 128 bytes for each pending block, and up to twice
 // RecordBytes for each of four records on their way. Map: 8 bytes a block in pages of 512, shared by
-// snapshots and clones until one of them is written there; when
-// MapBytes is reached, writes that need another page get target.ErrNoSpace (zeroing part of a shared page takes one
-// in any case: to free must not fail). Index: 8 bytes for each
+// snapshots and clones until one of them is written there. MapBytes of them are in memory, at least 64 pages, and for a moment
+// what one record changes; what is not there costs one read more. 64 bytes of each page are always
+// in memory: 32 MiB for each TiB of a volume; where that is more than three quarters of MapBytes, it is on top. Index: 8 bytes for each
 // stored block; beyond IndexBytes it forgets. Segment numbers: 2^28, or what the segment LUN holds.
+//
+// A page that the shelf cannot give back is ErrMediumRead for who reads its blocks; the packer, when it must change such a page,
+// stops the store: it cannot know what it would lose.
 //
 // # Formats
 //
-// Little endian; crc is CRC-32C (Castagnoli); LUN blocks are 4 KiB. Version 2, which added snapshots and clones: kinds 6 to
+// Little endian; crc is CRC-32C (Castagnoli); LUN blocks are 4 KiB. Version 2 added snapshots and clones: kinds 6 to
 // 8 of a record, 8 to 10 of a segment's log, 7 of a checkpoint, the end of a description, narrow slots,
-// and segments of what the cleaner moved. Stores of version 1 are read,
-// and are of version 2 from then on.
+// and segments of what the cleaner moved. Version 3 added stored pages: codecs 2 and 3, kinds 8 and 9 of a checkpoint, the
+// trailer's last field. Stores of version 1 and 2 are read, and are of version 3 from then on; an older agent refuses them.
 //
 //	superblock, 4 KiB, at 0 and at 4096 of the journal LUN
 //	  0  8 "LEDGESB1"                         88  8 start of the journal in the ring, bytes
@@ -61,12 +64,14 @@
 //	segment, 8 MiB: stored blocks from its start, slots and log just before the trailer, the trailer
 //	last. Stripes of 1 MiB without anything in them are not written.
 //	stored block: crc (4) of segment number (4), offset (4), codec and content; codec (1): 0 raw, 1 S2; content
+//	stored page, in checkpoint segments: the same; codec 2: 512 places of 8 bytes; 3: runs, see appendRuns
+//	place: segment number (28 bits, the highest), offset (23), stored length (13); 0: nothing
 //	slot, 22 bytes: the first 20 of the fingerprint, stored length (2); the blocks lie one behind the other
 //	wide slot, of version 1, 40 bytes: fingerprint (32), offset (4), stored length (2), zero (2)
 //	log: entries of a kind (1 byte) and varints; see footer.go. That of a moved segment has moves only; its predecessor and
 //	its cover are zero: it is not of the log's order, see clean.go
 //	trailer, 4 KiB
-//	  0  8 "LEDGESG1"                         64  4 bytes of blocks (checkpoint: of items)
+//	  0  8 "LEDGESG1"                         64  4 bytes of blocks (checkpoint: of pages and items)
 //	  8  4 crc of 12…4096                     68  4 slots
 //	 12  1 kind: 1 data with wide slots,      72  4 bytes of the log
 //	     2 checkpoint, 3 data, 4 moved
@@ -76,9 +81,10 @@
 //	 40  4 number of this segment             88  8 checkpoint: its id
 //	 44  4 data: the data segment before it   96  4 checkpoint: index of this segment in it
 //	 48  8 data: journal seq and              100 4 checkpoint: crc of the items
-//	 56  8 units of it that are covered       104   zeros
+//	 56  8 units of it that are covered       104 4 checkpoint: where the items begin
+//	                                          108   zeros
 //
-//	checkpoint: items of a kind (1 byte) and varints; see checkpoint.go
+//	checkpoint: pages, then items of a kind (1 byte) and varints; see checkpoint.go
 //
 // # Decisions
 //
@@ -86,10 +92,12 @@
 // a read then needs no table. The slot number lives in the dedup index only, where the table is read
 // anyhow, to verify.
 //
-// 2026-11-22. A checkpoint holds the whole map, and is due when eight times its size has been
-// written in segments, so that it costs at most an eighth. In between, the logs of segments carry
-// every change, and the journal is released without a checkpoint. What it costs is memory for the whole
-// map, and a pause of the packer (not of requests) while a large map is encoded.
+// 2026-11-27. A checkpoint writes the pages of maps that have changed, and the place of every page, and is due when eight times
+// what it would write has been written in segments, so that it costs at most an eighth. In between, the logs of segments carry
+// every change, and the journal is released without a checkpoint. Before, it held the whole map, which had to be in memory
+// whole. A page is a stored block, so the caches, the checksum and the cleaner's rule (a segment goes when nothing
+// in it counts) are those of data. The list of pages stays in memory and is written whole, 13 bytes a page or less: a third
+// level would make a checkpoint of 100 TiB cheaper, and every lookup dearer.
 //
 // 2026-11-26. A snapshot is a volume that nobody writes, made by an entry of the log that says "a copy of that one, here";
 // a clone is the same without "nobody writes". Requests to a copy wait until the packer has come to the entry. The

@@ -413,9 +413,43 @@ func FuzzSlots(f *testing.F) {
 func FuzzCheckpoint(f *testing.F) {
 	_, _, _, _, items := sampleCopies()
 	f.Add(items)
+	f.Add(sampleNodes())
 	fuzz(f, sampleItems(), func(t *testing.T, p []byte) error {
 		s := state{volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
 		return s.decodeItems(p)
+	})
+}
+
+func FuzzPage(f *testing.F) {
+	for _, name := range []string{"page", "page-full"} {
+		p, err := os.ReadFile("testdata/" + name + ".golden")
+		must(f, err)
+		f.Add(p)
+	}
+	f.Fuzz(func(t *testing.T, p []byte) {
+		if p = append([]byte(nil), p...); len(p) <= blockHeader || len(p) > blockHeader+BlockBytes {
+			return
+		}
+		rest := makeLoc(1, 0, len(p))
+		sealBlock(1, 0, p)
+		at, err := decodePage(rest, p, func(n uint32) bool { return n != 3 })
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Error(err)
+			}
+			return
+		}
+		for i, l := range at {
+			if l != 0 && (!l.valid() || l.segment() == 3) {
+				t.Errorf("entry %d: %x", i, l)
+			}
+		}
+		q := make([]byte, pageScratch)
+		n := encodePage(q, at)
+		sealBlock(1, 0, q[:n])
+		if again, err := decodePage(makeLoc(1, 0, n), q[:n], func(uint32) bool { return true }); err != nil || *again != *at {
+			t.Errorf("it does not survive: %v", err)
+		}
 	})
 }
 

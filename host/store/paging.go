@@ -35,8 +35,10 @@ type mapUse struct {
 
 type home struct{ live int64 }
 
-// most is how many pages may be in memory, if it can be helped.
-func (u *mapUse) most() int64 { return max(leastPages, (u.limit-u.pages*stubBytes)/pageBytes) }
+// most is how many pages may be in memory, if it can be helped: a quarter of the limit is theirs, whatever the others take.
+func (u *mapUse) most() int64 {
+	return max(leastPages, max(u.limit/4, u.limit-u.pages*stubBytes)/pageBytes)
+}
 
 // made returns a new page that nothing is stored of.
 func (u *mapUse) made(at *places, count uint16) *page {

@@ -1,8 +1,12 @@
 package store
 
 import (
+	"bytes"
+	"compress/gzip"
+	"encoding/gob"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/ledge-storage/ledge/target"
@@ -133,5 +137,54 @@ func TestVersion1(t *testing.T) {
 				t.Errorf("version %d, %v, %+v", version, err, s)
 			}
 		})
+	}
+}
+
+// A store that an agent of version 2 wrote and left without closing: checkpoint with whole maps, then a log of segments and records.
+// Volume v has a snapshot s and a clone c; "gone" was deleted.
+func TestVersion2(t *testing.T) {
+	data, err := os.ReadFile("testdata/version2.gz")
+	must(t, err)
+	z, err := gzip.NewReader(bytes.NewReader(data))
+	must(t, err)
+	var luns []map[int64][]byte
+	must(t, gob.NewDecoder(z).Decode(&luns))
+	sh, ctx := newShelf(t, 1), t.Context()
+	sh.journal.pages, sh.segments.pages = luns[0], luns[1]
+	o := sh.options()
+	o.MapBytes = 1
+	o.CapacityBytes = 64 * SegmentBytes
+	const step = 170001
+	one := func(seed uint64) []byte { return bytes.Repeat(text(seed, 1)[:128], 32) }
+	for round := range 3 {
+		st := open(t, o)
+		if len(st.Volumes()) != 2 {
+			t.Fatalf("%+v", st.Volumes())
+		}
+		v, c, s := volume(t, st, "v"), volume(t, st, "c"), snapshotOf(t, st, "v", "s")
+		for i := range uint64(16) {
+			wantBlocks(t, s, i*step, one(i))
+			wantBlocks(t, c, i*step, one(i))
+			switch {
+			case i < 5:
+				wantBlocks(t, v, i*step, one(100+i))
+				wantBlocks(t, c, i*step+1, one(200+i))
+			case i == 7:
+				wantBlocks(t, v, i*step, make([]byte, 600*BlockBytes))
+			default:
+				wantBlocks(t, v, i*step, one(i))
+			}
+		}
+		must(t, c.Write(ctx, 3000, noise(uint64(round), 300)))
+		if round == 1 {
+			st.stop()
+			continue
+		}
+		must(t, st.Checkpoint(ctx))
+		checkCounts(t, st)
+		must(t, st.Close(ctx))
+		if got := le.Uint32(sh.journal.pages[0][12:]); got != superVersion {
+			t.Errorf("version %d", got)
+		}
 	}
 }
