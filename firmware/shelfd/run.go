@@ -170,7 +170,7 @@ func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop f
 	o := mirror.Options{Shelf: c.Shelf, Self: c.Controller[0], Secret: secretKey(c.Secret), Logger: b.log}
 	closeWindow := func() {}
 	if path, ok := strings.CutPrefix(c.Mirror.Listen+c.Mirror.Dial, "window:"); ok {
-		w, err := window.Open(window.Options{Path: path, Side: o.Self})
+		w, err := window.Open(window.Options{Path: path, Side: o.Self, Create: true})
 		if err != nil {
 			return nil, fmt.Errorf("mirror: %w", err)
 		}
