@@ -16,7 +16,7 @@ import (
 
 const (
 	magic      = "LEDGEWIN"
-	version    = 1
+	version    = 2
 	blockA     = 4096
 	blockB     = 8192
 	rings      = 64 << 10
@@ -28,6 +28,14 @@ const (
 	offTaken   = 256
 	offBell    = 320
 	offAsleep  = 384
+	offAlive   = 448
+
+	// bumpEvery is how often a side that has the window open says so; deadAfter is for how long its counter stands still
+	// when it is taken for dead, and deadLooks how often this side must have looked meanwhile: else a
+	// machine that stopped both for a while would make each think the other dead.
+	bumpEvery = 100 * time.Millisecond
+	deadAfter = 1500 * time.Millisecond
+	deadLooks = 10
 
 	// DefaultBytes is the size of a file that Open makes.
 	DefaultBytes = 4 << 20
@@ -47,6 +55,8 @@ var (
 	ErrLayout = errors.New("window: the other side has another layout")
 	// ErrLost: the other side has left, or begun anew.
 	ErrLost = errors.New("window: the other side is gone")
+	// ErrDead: the other side's counter stands still: its process is dead or stopped, or its machine.
+	ErrDead = errors.New("window: the other side is dead")
 	// ErrProtocol: the other side says what cannot be.
 	ErrProtocol = errors.New("window: protocol violation")
 	// ErrFault: the memory is not there any more.
@@ -82,6 +92,43 @@ type Window struct {
 	busy   atomic.Bool
 	closed atomic.Bool
 	use    sync.RWMutex // held for writing to unmap
+	began  time.Time    // deadlines are kept relative to it, by the monotonic clock
+
+	sleeping sync.Mutex
+	sleepers uint32 // this side's; offAsleep says so
+	peer     vigil
+	stop     chan struct{} // ends live
+	ended    sync.WaitGroup
+}
+
+// vigil is what is known of the other side's counter.
+type vigil struct {
+	mu    sync.Mutex
+	count uint64
+	since time.Time // when it changed
+	looks int       // since then
+	dead  atomic.Bool
+}
+
+// look takes the counter as it is at a time. True: the other side is dead since now.
+func (v *vigil) look(count uint64, now time.Time) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if count != v.count || v.since.IsZero() {
+		v.count, v.since, v.looks = count, now, 0
+		v.dead.Store(false)
+		return false
+	}
+	v.looks++
+	return v.looks >= deadLooks && now.Sub(v.since) >= deadAfter && !v.dead.Swap(true)
+}
+
+// answered: the other side did something, whatever its counter says.
+func (v *vigil) answered(now time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.since, v.looks = now, 0
+	v.dead.Store(false)
 }
 
 // Open maps the window. What it finds must be a window, or its first 64 KiB zero: else it writes nothing.
@@ -92,7 +139,7 @@ func Open(o Options) (*Window, error) {
 	if o.Spin == 0 {
 		o.Spin = 50 * time.Microsecond
 	}
-	w := &Window{opts: o}
+	w := &Window{opts: o, began: time.Now(), stop: make(chan struct{})}
 	if err := w.mapFile(); err != nil {
 		return nil, err
 	}
@@ -108,6 +155,7 @@ func Open(o Options) (*Window, error) {
 		}
 		store(w.own, 0, magicWord) // at once, and before all else: see recognize
 		store(w.own, offSession, 0)
+		atomic.StoreUint32(half(w.own, offAsleep), 0) // a process that died asleep left it
 		binary.LittleEndian.PutUint32(w.own[8:], version)
 		binary.LittleEndian.PutUint32(w.own[12:], uint32(w.ring))
 		return nil
@@ -115,7 +163,28 @@ func Open(o Options) (*Window, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Munmap(w.mem))
 	}
+	w.ended.Go(w.live)
 	return w, nil
+}
+
+// live shows the other side that this process runs, and looks whether the other's does.
+func (w *Window) live() {
+	tick := time.NewTicker(bumpEvery)
+	defer tick.Stop()
+	for {
+		_ = w.guard(func() error { // a fault is for those who read and write
+			store(w.own, offAlive, load(w.own, offAlive)+1)
+			if w.peer.look(load(w.other, offAlive), time.Now()) {
+				w.wakeOwn()
+			}
+			return nil
+		})
+		select {
+		case <-tick.C:
+		case <-w.stop:
+			return
+		}
+	}
 }
 
 // mapFile opens the path, looks what it is, and maps it.
@@ -196,6 +265,8 @@ func (w *Window) Close() error {
 	if w.closed.Swap(true) {
 		return nil
 	}
+	close(w.stop)
+	w.ended.Wait()
 	w.wakeOwn()
 	w.use.Lock()
 	defer w.use.Unlock()
@@ -254,9 +325,18 @@ func (w *Window) sleep(rung uint32, d time.Duration) {
 		nap(d)
 		return
 	}
-	atomic.AddUint32(half(w.own, offAsleep), 1)
+	w.asleep(1)
 	futexWait(half(w.other, offBell), rung, d)
-	atomic.AddUint32(half(w.own, offAsleep), ^uint32(0))
+	w.asleep(^uint32(0))
+}
+
+// asleep counts this side's sleepers. The window is told, never asked: what a process that died asleep left there would
+// cost the other a wake-up in vain with each bell, for good, or (one too few) lose this side's.
+func (w *Window) asleep(by uint32) {
+	w.sleeping.Lock()
+	defer w.sleeping.Unlock()
+	w.sleepers += by
+	atomic.StoreUint32(half(w.own, offAsleep), w.sleepers)
 }
 
 const (

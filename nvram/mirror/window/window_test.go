@@ -256,7 +256,7 @@ func TestWrongWindows(t *testing.T) {
 	// The other side has another version.
 	path := filepath.Join(dir, "window")
 	a, b := open(t, path, 'A'), open(t, path, 'B')
-	binary.LittleEndian.PutUint32(b.own[8:], 2)
+	binary.LittleEndian.PutUint32(b.own[8:], version+1)
 	store(b.own, offSession, 7)
 	if _, err := a.Dial(t.Context()); !errors.Is(err, ErrLayout) {
 		t.Error(err)
