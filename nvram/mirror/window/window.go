@@ -254,10 +254,16 @@ func (w *Window) recognize() error {
 	return nil
 }
 
-// Replaced says whether the path does not name what is mapped any more: a device that was plugged anew, a file made anew.
+// Replaced says whether the path does not name what is mapped any more: a device that was plugged anew, a file made anew,
+// or emptied, so that this side's block is gone. Such a window is to be opened again.
 func (w *Window) Replaced() bool {
 	now, err := os.Stat(w.opts.Path)
-	return err != nil || !os.SameFile(w.info, now) || w.file && now.Size() < int64(len(w.mem))
+	if err != nil || !os.SameFile(w.info, now) || w.file && now.Size() < int64(len(w.mem)) {
+		return true
+	}
+	mine := false
+	err = w.guard(func() error { mine = load(w.own, 0) == magicWord; return nil })
+	return err != nil || !mine
 }
 
 // Close ends a connection that is open, and unmaps. It returns when nobody uses the window any more.
