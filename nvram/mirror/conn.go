@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -100,15 +99,11 @@ func (l *Link) serve(nc net.Conn) (err error) {
 	return err
 }
 
-// fault is err, where the transport, or a stranger at its other end, may be why the connection ended.
+// fault is err, where the transport, or a stranger at its other end, may be why the connection ended. The partner's own end
+// of it (io.EOF) is none: each of its changes of role is one.
 func fault(err error) error {
 	var ne net.Error
-	for _, blamed := range []error{ErrAuth, ErrProtocol, io.EOF, io.ErrUnexpectedEOF} {
-		if errors.Is(err, blamed) {
-			return err
-		}
-	}
-	if errors.As(err, &ne) {
+	if errors.Is(err, ErrAuth) || errors.Is(err, ErrProtocol) || errors.As(err, &ne) {
 		return err
 	}
 	return nil

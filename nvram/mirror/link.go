@@ -43,7 +43,7 @@ type Watcher interface {
 	// Up: nc is the partner's, authenticated, and the one in use.
 	Up(nc net.Conn)
 	// Down: nc, which may never have been up, is over. fault is why, where the transport or who is at its other end may be
-	// to blame; nil where this side ended it, or the protocol did.
+	// to blame; nil where a side ended it.
 	Down(nc net.Conn, fault error)
 }
 

@@ -88,7 +88,14 @@ func TestOverWindow(t *testing.T) {
 	l := p.open(nvram.Options{})
 	defer l.Close()
 	until(t, "in sync", inSync(l))
-	p.over("window") // through two changes of role
+	p.over("window")
+	m := p.mirror()
+	for range 6 { // changes of role in short order, each the end of a connection
+		p.b.StopReceiving()
+		p.b.Receive(m, 0)
+		until(t, "in sync", inSync(l))
+		p.over("window")
+	}
 	if !ta.Fallback().At.IsZero() || !tb.Fallback().At.IsZero() {
 		t.Errorf("%+v %+v: nothing stood in for the window", ta.Fallback(), tb.Fallback())
 	}

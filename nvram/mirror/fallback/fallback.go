@@ -19,7 +19,7 @@
 //
 // A window that cannot hold a connection must not cost one every few seconds, each with a resync. So it has a strike
 // when TCP had to stand in for it, and when its connection ended within Options.Stable by a fault. A first short one is
-// forgiven, since a partner that restarts looks the same. From then on it rests, for Options.Rest, twice as long with each
+// forgiven. That the partner left or died is no fault of the window's: whether it answers there, the next dial finds. From then on it rests, for Options.Rest, twice as long with each
 // further strike, at most Options.MostRest; while it rests TCP is tried first. A connection that lasted clears the strikes.
 //
 // Rejected: to go back to the window while TCP works. It would end a connection in sync, and have the writes under way
@@ -270,11 +270,12 @@ func (t *Transport) Down(nc net.Conn, fault error) {
 	if lasted {
 		t.strikes = 0
 	}
-	if fault != nil {
-		t.why = fmt.Errorf("window %s: %w", t.o.Window.Path, fault)
-		if !lasted {
-			t.strike(now, 1)
-		}
+	if fault == nil || errors.Is(fault, window.ErrLost) { // it left, or began anew
+		return
+	}
+	t.why = fmt.Errorf("window %s: %w", t.o.Window.Path, fault)
+	if !lasted && !errors.Is(fault, window.ErrDead) {
+		t.strike(now, 1)
 	}
 }
 

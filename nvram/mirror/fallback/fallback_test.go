@@ -3,7 +3,6 @@ package fallback
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -100,14 +99,14 @@ func TestStrikes(t *testing.T) {
 	r := newRig(t)
 	nc, over := r.dial(true)
 	r.want(over, "window")
-	r.end(nc, io.EOF)
+	r.end(nc, errors.New("mirror: wrong proof"))
 	nc, over = r.dial(true)
 	r.want(over, "window")
 	r.end(nc, errors.New("memory fault"))
 	for i, rest := range []time.Duration{1, 2, 4, 5, 5} {
 		nc, over = r.dial(true)
 		r.want(over, "pipe") // though somebody is on the window
-		r.end(nc, io.EOF)
+		r.end(nc, errors.New("mirror: wrong proof"))
 		r.want(r.tr.Fallback().Reason, "memory fault")
 		r.rested(rest * time.Minute)
 		nc, over = r.dial(true)
@@ -125,7 +124,7 @@ func TestStrikes(t *testing.T) {
 	r.tr.mu.Lock()
 	r.tr.since = time.Now().Add(-2 * time.Hour)
 	r.tr.mu.Unlock()
-	r.end(nc, io.EOF)
+	r.end(nc, errors.New("mirror: wrong proof"))
 	if r.tr.strikes != 0 {
 		t.Error(r.tr.strikes, "strikes")
 	}
@@ -149,9 +148,10 @@ func TestPartnerAway(t *testing.T) {
 	r.end(nc, nil)
 	r.rested(time.Minute)
 	// The end of a connection by this side's own doing is no failure.
-	for range 5 {
+	// Nor is that the partner left, or died.
+	for i := range 9 {
 		nc, over = r.dial(true)
 		r.want(over, "window")
-		r.end(nc, nil)
+		r.end(nc, []error{nil, window.ErrLost, window.ErrDead}[i%3])
 	}
 }

@@ -18,6 +18,7 @@ import (
 const (
 	longestNap   = 500 * time.Microsecond // where nobody can ring
 	longestSleep = 50 * time.Millisecond  // where the other may have died between a look and the bell
+	longestWait  = 20 * time.Millisecond  // for a partner that is not there yet, where nobody can ring
 	// lingerFor is how long Close waits for the other side to take what was written.
 	lingerFor = 100 * time.Millisecond
 )
@@ -80,7 +81,7 @@ func (w *Window) connect(ctx context.Context) (*Conn, error) {
 			w.peer.answered(time.Now()) // nobody else knows c.self
 			return c, nil
 		}
-		nap = min(2*nap, 5*time.Millisecond)
+		nap = min(2*nap, longestWait)
 		if err == nil {
 			err = ctx.Err()
 		}

@@ -29,6 +29,7 @@ const (
 	offBell    = 320
 	offAsleep  = 384
 	offAlive   = 448
+	endFields  = 512
 
 	// bumpEvery is how often a side that has the window open says so; deadAfter is for how long its counter stands still
 	// when it is taken for dead, and deadLooks how often this side must have looked meanwhile: else a
@@ -228,7 +229,8 @@ func (w *Window) mapFile() error {
 }
 
 // recognize looks whether this is a window, or memory that nobody has used. The other side may be making it one
-// meanwhile: it writes its magic first, so who finds something that is not zero finds the magic then.
+// meanwhile: it writes its magic first, so who finds something that is not zero finds the magic then. The fields of the two
+// blocks say nothing: a side that still has mapped what was emptied under it counts on there.
 func (w *Window) recognize() error {
 	known := func() (bool, error) {
 		a, b := load(w.own, 0), load(w.other, 0)
@@ -243,7 +245,8 @@ func (w *Window) recognize() error {
 		return err
 	}
 	for off := 0; off < rings; off += 8 {
-		if load(w.mem, off) == 0 {
+		field := off >= blockA && off < blockB+4096 && off%4096 >= offSession && off%4096 < endFields
+		if field || load(w.mem, off) == 0 {
 			continue
 		}
 		if ok, err := known(); ok || err != nil {

@@ -293,9 +293,10 @@ func TestOpenWritesNothing(t *testing.T) {
 		"empty": {nil, false, ErrSize}, "short": {[]byte("notes"), true, ErrSize},
 		"text before the blocks": {at(0, "a disk's image"), true, ErrForeign}, "behind them": {at(rings-1, "x"), false, ErrForeign},
 		"in A's magic": {at(blockA, "LEDGENVR"), true, ErrForeign}, "in B's": {at(blockB, "LEDGEWIM"), true, ErrForeign},
-		"all ones": {bytes.Repeat([]byte{0xff}, MinBytes), false, ErrForeign}, // a bridge without its other side
-		"one side": {append(at(blockA, magic)[:blockB], at(0, "foreign")...), false, ErrForeign},
-		"zero":     {at(0, ""), false, nil}, "a window": {at(blockB, magic+"\x01"), false, nil},
+		"all ones":                        {bytes.Repeat([]byte{0xff}, MinBytes), false, ErrForeign}, // a bridge without its other side
+		"one side":                        {append(at(blockA, magic)[:blockB], at(0, "foreign")...), false, ErrForeign},
+		"emptied under one who counts on": {at(blockB+offAlive, "\x07"), false, nil},
+		"zero":                            {at(0, ""), false, nil}, "a window": {at(blockB, magic+"\x01"), false, nil},
 	} {
 		path := filepath.Join(dir, name)
 		os.WriteFile(path, c.content, 0o600)
