@@ -63,6 +63,7 @@ func TestDeadPeer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		c.SetDeadline(time.Now().Add(20 * time.Second)) // a test that fails does not hang
 		p := []byte("x")
 		for range 30 { // for longer than deadAfter: a live one is not taken for dead
 			if _, err := c.Write(p); err != nil {
@@ -180,8 +181,10 @@ func TestDeadlineByMonotonicClock(t *testing.T) {
 			t.Skip("package time keeps its clocks otherwise now")
 		}
 		ca.SetReadDeadline(d)
+		hung := time.AfterFunc(5*time.Second, func() { ca.Close() })
 		_, err := ca.Read(make([]byte, 1))
-		if took := time.Since(began); !errors.Is(err, os.ErrDeadlineExceeded) || took < 50*time.Millisecond || took > 5*time.Second {
+		hung.Stop()
+		if took := time.Since(began); !errors.Is(err, os.ErrDeadlineExceeded) || took < 50*time.Millisecond {
 			t.Error(fmt.Sprintf("the clock was set by %d h:", hours), err, took)
 		}
 	}
