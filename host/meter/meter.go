@@ -1,0 +1,84 @@
+// Package meter counts what the requests to a volume do, and how long they and their stages take.
+//
+// Its counters only grow. To count takes no lock and no memory: atomic adds to arrays of a fixed size, 8 KiB a volume. What is
+// read beside running requests is no instant: a request may be in one counter and not yet in another.
+//
+// # Decisions
+//
+// 2026-11-27. A look at the clock takes 25 ns here, and 2 % of a 4 KiB read from memory are 80. So every request is timed as a
+// whole, and flash and shelf with every line; waiting of a read only where it waits; decoding in one read of sixteen. A
+// histogram of decoding hence counts samples, one of waiting reads those that waited.
+package meter
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Volume counts for one volume.
+type Volume struct {
+	since time.Time
+
+	Reads, Writes, Unmaps Command
+	// Stages of reads, those included that a partial write needs: waiting for writes of the same blocks, or for the copy that
+	// the volume begins as; lines, or parts, that came from the flash cache, and from the shelf; checksum and decompression.
+	ReadQueue, Cache, Shelf, Decode Histogram
+	CacheBytes, ShelfBytes          atomic.Uint64
+	// Memory is how many reads needed neither.
+	Memory atomic.Uint64
+	// Stages of writes and unmaps: until they have their place in the log (locks, room, back-pressure; not the reads of a
+	// partial write), and from there until the log is durable on the shelf.
+	WriteQueue, Journal Histogram
+	// Partial are writes that had to read a block first.
+	Partial atomic.Uint64
+	// Blocks that were packed: found stored before, or stored, and then the bytes that they took.
+	Duplicates, Uniques, StoredBytes atomic.Uint64
+
+	turn atomic.Uint64 // of Sample
+}
+
+// New returns a meter that counts from now on.
+func New() *Volume { return &Volume{since: time.Now()} }
+
+// Since is when it began to count.
+func (v *Volume) Since() time.Time { return v.since }
+
+// Now is the time since then: a clock that never goes back, and takes half as long as time.Now.
+func (v *Volume) Now() time.Duration { return time.Since(v.since) }
+
+// sampled is one in how many.
+const sampled = 16
+
+// Sample says whether this is one that is timed; the first is.
+func (v *Volume) Sample() bool { return v.turn.Add(1)%sampled == 1 }
+
+// FromCache counts a line, or n bytes of it, that was read from the flash cache since start.
+func (v *Volume) FromCache(start time.Duration, n int) {
+	v.Cache.Add(v.Now() - start)
+	v.CacheBytes.Add(uint64(n))
+}
+
+// FromShelf does so for the shelf.
+func (v *Volume) FromShelf(start time.Duration, n int) {
+	v.Shelf.Add(v.Now() - start)
+	v.ShelfBytes.Add(uint64(n))
+}
+
+// Decoded counts the decoding of a read's blocks, which began at start.
+func (v *Volume) Decoded(start time.Duration) { v.Decode.Add(v.Now() - start) }
+
+// Command counts the requests of one kind. Its histogram is of those that succeeded.
+type Command struct {
+	Histogram
+	Bytes, Errors atomic.Uint64
+}
+
+// End counts a request that began at start.
+func (v *Volume) End(c *Command, start time.Duration, bytes uint64, err error) {
+	if err != nil {
+		c.Errors.Add(1)
+		return
+	}
+	c.Add(v.Now() - start)
+	c.Bytes.Add(bytes)
+}
