@@ -52,7 +52,7 @@ func describeStats(v store.Metered) (s api.VolumeStats) {
 	for _, x := range []struct {
 		to   *api.Latency
 		from *meter.Histogram
-	}{{&s.Reads.Queue, &m.ReadQueue}, {&s.Reads.Cache, &m.Cache}, {&s.Reads.Shelf, &m.Shelf}, {&s.Reads.Decode, &m.Decode}, {&s.Writes.Queue, &m.WriteQueue}, {&s.Writes.Journal, &m.Journal}} {
+	}{{&s.Reads.Queue, &m.ReadQueue}, {&s.Reads.Cache, &m.Cache}, {&s.Reads.Miss, &m.Miss}, {&s.Reads.Shelf, &m.Shelf}, {&s.Reads.Decode, &m.Decode}, {&s.Writes.Queue, &m.WriteQueue}, {&s.Writes.Journal, &m.Journal}} {
 		*x.to = api.LatencyOf(x.from.Counts())
 	}
 	s.Cache = api.ReadCache{Hits: s.Reads.Cache.Count, Misses: s.Reads.Shelf.Count, HitBytes: m.CacheBytes.Load(), MissBytes: m.ShelfBytes.Load(), Memory: m.Memory.Load()}

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/ledge-storage/ledge/host/api"
@@ -19,7 +20,9 @@ import (
 func TestStats(t *testing.T) {
 	shelf, dir := standIn(t), t.TempDir()
 	ctx := context.Background()
-	r, end := beginAgent(t, shelf, dir, "a.sock")
+	r, cancel := beginAgent(t, shelf, dir, "a.sock")
+	end := sync.OnceFunc(cancel)
+	defer end()
 	r.wait(t, api.PhaseServing)
 	v, err := r.create("db", 64*mib)
 	if err != nil {
@@ -65,8 +68,8 @@ func TestStats(t *testing.T) {
 	}
 	dev.Close()
 	end()
-	r, end = beginAgent(t, shelf, dir, "a.sock")
-	defer end()
+	r, cancel = beginAgent(t, shelf, dir, "a.sock")
+	defer cancel()
 	r.wait(t, api.PhaseServing)
 	r.ask(t, http.MethodGet, "/v1/stats?volume=db", nil, &s)
 	if n := s.Volumes[0]; n.Writes.Ops != 0 || !n.Since.After(db.Since) {
@@ -95,12 +98,26 @@ func TestDescribeStats(t *testing.T) {
 		t.Errorf("%+v", s.Cache)
 	}
 
+	m = meter.New()
+	for i, h := range []*meter.Histogram{&m.Reads.Histogram, &m.ReadQueue, &m.Cache, &m.Miss, &m.Shelf, &m.Decode, &m.Writes.Histogram, &m.WriteQueue, &m.Journal, &m.Unmaps.Histogram} {
+		for range i + 1 {
+			h.Add(0)
+		}
+	}
+	s = describeStats(store.Metered{Meter: m})
+	all := []*api.Latency{&s.Reads.Latency, &s.Reads.Queue, &s.Reads.Cache, &s.Reads.Miss, &s.Reads.Shelf, &s.Reads.Decode, &s.Writes.Latency, &s.Writes.Queue, &s.Writes.Journal, &s.Unmaps.Latency}
+	for i, l := range all {
+		if l.Count != uint64(i+1) {
+			t.Errorf("histogram %d counts %d", i, l.Count)
+		}
+	}
+
 	full := s.Reads.Cache
 	full.Buckets = make([]uint64, meter.Buckets)
 	for i := range full.Buckets {
 		full.Buckets[i] = math.MaxUint32
 	}
-	for _, l := range []*api.Latency{&s.Reads.Latency, &s.Reads.Queue, &s.Reads.Cache, &s.Reads.Shelf, &s.Reads.Decode, &s.Writes.Latency, &s.Writes.Queue, &s.Writes.Journal, &s.Unmaps.Latency} {
+	for _, l := range all {
 		*l = full
 	}
 	b, err := json.MarshalIndent(s, "    ", "  ")

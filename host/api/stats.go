@@ -27,8 +27,10 @@ type VolumeStats struct {
 		Operations
 		// Queue is of reads that waited: for a write of the same blocks, or for the copy that a clone begins as.
 		Queue Latency `json:"queue"`
-		// Cache is of lines, or parts of them, read from the flash cache, Shelf of lines read from the shelf.
+		// Cache is of lines, or parts of them, read from the flash cache, Miss of asking it for what it did not have, Shelf of
+		// lines read from the shelf.
 		Cache Latency `json:"cache"`
+		Miss  Latency `json:"miss"`
 		Shelf Latency `json:"shelf"`
 		// Decode is of checksum and decompression, in one read of sixteen.
 		Decode Latency `json:"decode"`

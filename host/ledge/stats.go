@@ -38,6 +38,7 @@ Latencies are of whole commands, as the target engine sees them, and of their st
 
   read   queue    waiting for a write of the same blocks; only reads that waited
          cache    a line, or part of one, from the flash cache
+         miss     asking the flash cache for what it did not have
          shelf    a line from the shelf
          decode   checksum and decompression; one read of sixteen
   write  queue    until it is in the log: locks, room, back-pressure (unmaps too)
@@ -103,6 +104,7 @@ func (t *tool) printStats(v api.VolumeStats) error {
 	command("read", v.Reads.Operations)
 	stage("queue", v.Reads.Queue)
 	stage("cache", v.Reads.Cache)
+	stage("miss", v.Reads.Miss)
 	stage("shelf", v.Reads.Shelf)
 	stage("decode", v.Reads.Decode)
 	command("write", v.Writes.Operations)

@@ -1,6 +1,6 @@
 // Package meter counts what the requests to a volume do, and how long they and their stages take.
 //
-// Its counters only grow. To count takes no lock and no memory: atomic adds to arrays of a fixed size, 8 KiB a volume. What is
+// Its counters only grow. To count takes no lock and no memory: atomic adds to arrays of a fixed size, 9 KiB a volume. What is
 // read beside running requests is no instant: a request may be in one counter and not yet in another.
 //
 // # Decisions
@@ -21,9 +21,10 @@ type Volume struct {
 
 	Reads, Writes, Unmaps Command
 	// Stages of reads, those included that a partial write needs: waiting for writes of the same blocks, or for the copy that
-	// the volume begins as; lines, or parts, that came from the flash cache, and from the shelf; checksum and decompression.
-	ReadQueue, Cache, Shelf, Decode Histogram
-	CacheBytes, ShelfBytes          atomic.Uint64
+	// the volume begins as; lines, or parts, that came from the flash cache; asking it for what it did not have; lines that came
+	// from the shelf; checksum and decompression.
+	ReadQueue, Cache, Miss, Shelf, Decode Histogram
+	CacheBytes, ShelfBytes                atomic.Uint64
 	// Memory is how many reads needed neither.
 	Memory atomic.Uint64
 	// Stages of writes and unmaps: until they have their place in the log (locks, room, back-pressure; not the reads of a

@@ -24,8 +24,10 @@ func TestBounds(t *testing.T) {
 			t.Errorf("bucket %d, from %d to %d: its ends are in %d and %d, what follows in %d", i, from, to, bucket(from), bucket(to-1), bucket(to))
 		}
 	}
-	if bucket(math.MaxUint64) != Buckets-1 {
-		t.Error("the longest duration is not in the last bucket")
+	for us := uint64(1) << octaves; us > 0; us <<= 1 {
+		if bucket(us) != Buckets-1 || bucket(us-1+us) != Buckets-1 {
+			t.Errorf("%d µs is in bucket %d, not in the last", us, bucket(us))
+		}
 	}
 	var h Histogram
 	h.Add(-time.Second)

@@ -208,7 +208,9 @@ func (st *Store) fill(ctx context.Context, m *meter.Volume, l *line) {
 	p, start := make([]byte, LineBytes), m.Now()
 	l.hit = st.opt.Cache.Read(st.uuid, l.key.segment, l.key.line, p)
 	if !l.hit {
+		asked := start
 		start = m.Now()
+		m.Miss.Add(start - asked)
 		if l.err = st.opt.Segments.ReadAt(ctx, p, l.key.offset()); l.err != nil {
 			return
 		}

@@ -52,12 +52,13 @@ func (f *partFlash) ReadAt(_ [16]byte, segment uint32, off int, p []byte) bool {
 	time.Sleep(time.Duration(f.read.Load()))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return copy(p, f.lines[lineKey{segment, off / LineBytes}][off%LineBytes:]) > 0
+	l := f.lines[lineKey{segment, off / LineBytes}]
+	return l != nil && copy(p, l[off%LineBytes:]) > 0
 }
 
 // stages are a meter's, by name.
 func stages(m *meter.Volume) map[string]meter.Counts {
-	return map[string]meter.Counts{"read queue": m.ReadQueue.Counts(), "cache": m.Cache.Counts(), "shelf": m.Shelf.Counts(), "decode": m.Decode.Counts(),
+	return map[string]meter.Counts{"read queue": m.ReadQueue.Counts(), "cache": m.Cache.Counts(), "miss": m.Miss.Counts(), "shelf": m.Shelf.Counts(), "decode": m.Decode.Counts(),
 		"write queue": m.WriteQueue.Counts(), "journal": m.Journal.Counts()}
 }
 
@@ -81,6 +82,8 @@ func TestStages(t *testing.T) {
 		"shelf":                      {slow: func(w world) { w.segments.read.Store(int64(delay)) }, do: read, stage: "shelf", times: 1},
 		"cache":                      {cache: &flash{}, slow: func(w world) { w.flash.read.Store(int64(delay)) }, do: read, stage: "cache", times: 1},
 		"cache part":                 {cache: &partFlash{}, slow: func(w world) { w.flash.read.Store(int64(delay)) }, do: read, stage: "cache", times: 1},
+		"miss":                       {cache: &flash{}, slow: func(w world) { w.flash.read.Store(int64(delay)); clear(w.flash.lines) }, do: read, stage: "miss", times: 1},
+		"miss of a part":             {cache: &partFlash{}, slow: func(w world) { w.flash.read.Store(int64(delay)); clear(w.flash.lines) }, do: read, stage: "miss", times: 2},
 		"shelf after an empty cache": {cache: &flash{}, slow: func(w world) { w.segments.read.Store(int64(delay)); clear(w.flash.lines) }, do: read, stage: "shelf", times: 1},
 		"shelf after a bad line": {cache: &flash{}, slow: func(w world) {
 			w.segments.read.Store(int64(delay))

@@ -37,6 +37,7 @@ func (st *Store) readPart(m *meter.Volume, lba uint64, dst []byte, far []where) 
 			start = m.Now()
 		}
 		if !cache.ReadAt(st.uuid, segment, at, p[at-from:at-from+n]) {
+			m.Miss.Add(m.Now() - start)
 			return false
 		}
 		at += n
