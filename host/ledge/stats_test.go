@@ -16,7 +16,7 @@ import (
 	"github.com/ledge-storage/ledge/host/meter"
 )
 
-// looks answers GET /v1/stats with one after the other, the last again and again.
+// looks answers GET /v1/stats with one after the other, the last again and again. A function is called, and nothing answered.
 func looks(t *testing.T, answers ...any) {
 	t.Helper()
 	dir := t.TempDir()
@@ -31,7 +31,13 @@ func looks(t *testing.T, answers ...any) {
 		if r.Method != http.MethodGet || r.URL.Path != "/v1/stats" {
 			t.Errorf("asked %s %s", r.Method, r.URL)
 		}
-		reply(w, answers[min(int(n.Add(1)), len(answers))-1])
+		a := answers[min(int(n.Add(1)), len(answers))-1]
+		if hang, ok := a.(context.CancelFunc); ok {
+			hang()
+			<-r.Context().Done()
+			return
+		}
+		reply(w, a)
 	})}
 	go s.Serve(l)
 	t.Cleanup(func() { s.Close() })
@@ -162,13 +168,19 @@ func TestStatsCommands(t *testing.T) {
 	}
 }
 
-// Ctrl-C is how 'ledge volume top' ends.
+// Ctrl-C is how 'ledge volume top' ends, between two looks or during one.
 func TestTopEnds(t *testing.T) {
-	looks(t, statsAnswer(statsOf("db", 100, 10)))
-	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
-	defer cancel()
-	var out, errs strings.Builder
-	if code := run(ctx, []string{"volume", "top", "--interval", "100ms"}, &out, &errs); code != 0 || strings.Count(out.String(), "NAME") < 1 {
-		t.Errorf("code %d: %s%s", code, out.String(), errs.String())
+	for _, during := range []bool{false, true} {
+		ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+		if during {
+			looks(t, statsAnswer(statsOf("db", 100, 10)), statsAnswer(statsOf("db", 200, 11)), cancel)
+		} else {
+			looks(t, statsAnswer(statsOf("db", 100, 10)))
+		}
+		var out, errs strings.Builder
+		if code := run(ctx, []string{"volume", "top", "--interval", "100ms"}, &out, &errs); code != 0 || errs.Len() > 0 || strings.Count(out.String(), "NAME") < 1 {
+			t.Errorf("during a look %v: code %d: %s%s", during, code, out.String(), errs.String())
+		}
+		cancel()
 	}
 }
