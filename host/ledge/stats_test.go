@@ -171,7 +171,11 @@ func TestStatsCommands(t *testing.T) {
 // Ctrl-C is how 'ledge volume top' ends, between two looks or during one.
 func TestTopEnds(t *testing.T) {
 	for _, during := range []bool{false, true} {
-		ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+		limit := time.Second
+		if during {
+			limit = time.Minute
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		if during {
 			looks(t, statsAnswer(statsOf("db", 100, 10)), statsAnswer(statsOf("db", 200, 11)), cancel)
 		} else {
