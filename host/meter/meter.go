@@ -24,9 +24,9 @@ type Volume struct {
 	// the volume begins as; lines, or parts, that came from the flash cache; asking it for what it did not have; lines that came
 	// from the shelf; checksum and decompression.
 	ReadQueue, Cache, Miss, Shelf, Decode Histogram
-	CacheBytes, ShelfBytes                atomic.Uint64
-	// Memory is how many reads needed neither.
-	Memory atomic.Uint64
+	// Memory is how many reads needed neither cache nor shelf.
+	CacheBytes, ShelfBytes, Memory atomic.Uint64
+	turn                           atomic.Uint64 // of Sample
 	// Stages of writes and unmaps: until they have their place in the log (locks, room, back-pressure; not the reads of a
 	// partial write), and from there until the log is durable on the shelf.
 	WriteQueue, Journal Histogram
@@ -34,8 +34,6 @@ type Volume struct {
 	Partial atomic.Uint64
 	// Blocks that were packed: found stored before, or stored, and then the bytes that they took.
 	Duplicates, Uniques, StoredBytes atomic.Uint64
-
-	turn atomic.Uint64 // of Sample
 }
 
 // New returns a meter that counts from now on.
@@ -53,10 +51,12 @@ const sampled = 16
 // Sample says whether this is one that is timed; the first is.
 func (v *Volume) Sample() bool { return v.turn.Add(1)%sampled == 1 }
 
-// FromCache counts a line, or n bytes of it, that was read from the flash cache since start.
-func (v *Volume) FromCache(start time.Duration, n int) {
-	v.Cache.Add(v.Now() - start)
+// FromCache counts a line, or n bytes of it, that was read from the flash cache since start. It returns what the time is.
+func (v *Volume) FromCache(start time.Duration, n int) (now time.Duration) {
+	now = v.Now()
+	v.Cache.Add(now - start)
 	v.CacheBytes.Add(uint64(n))
+	return now
 }
 
 // FromShelf does so for the shelf.
@@ -70,8 +70,8 @@ func (v *Volume) Decoded(start time.Duration) { v.Decode.Add(v.Now() - start) }
 
 // Command counts the requests of one kind. Its histogram is of those that succeeded.
 type Command struct {
-	Histogram
 	Bytes, Errors atomic.Uint64
+	Histogram
 }
 
 // End counts a request that began at start.

@@ -42,11 +42,8 @@ func (st *Store) readPart(m *meter.Volume, lba uint64, dst []byte, far []where) 
 		}
 		at += n
 	}
-	m.FromCache(start, len(p))
+	start = m.FromCache(start, len(p))
 	sample := m.Sample()
-	if sample {
-		start = m.Now()
-	}
 	for _, w := range far {
 		at := w.place.off() - from
 		if decodeBlock(w.place, dst[(w.lba-lba)*BlockBytes:(w.lba-lba+1)*BlockBytes], p[at:at+w.place.len()]) != nil {
