@@ -55,7 +55,7 @@ func describeStats(v store.Metered) (s api.VolumeStats) {
 	}{{&s.Reads.Queue, &m.ReadQueue}, {&s.Reads.Cache, &m.Cache}, {&s.Reads.Miss, &m.Miss}, {&s.Reads.Shelf, &m.Shelf}, {&s.Reads.Decode, &m.Decode}, {&s.Writes.Queue, &m.WriteQueue}, {&s.Writes.Journal, &m.Journal}} {
 		*x.to = api.LatencyOf(x.from.Counts())
 	}
-	s.Cache = api.ReadCache{Hits: s.Reads.Cache.Count, Misses: s.Reads.Shelf.Count, HitBytes: m.CacheBytes.Load(), MissBytes: m.ShelfBytes.Load(), Memory: m.Memory.Load()}
+	s.Cache = api.ReadCache{Hits: m.Hits.Load(), Misses: s.Reads.Shelf.Count, HitBytes: m.CacheBytes.Load(), MissBytes: m.ShelfBytes.Load(), Memory: m.Memory.Load()}
 	if n := s.Cache.Hits + s.Cache.Misses; n > 0 {
 		s.Cache.HitRate = float64(s.Cache.Hits) / float64(n)
 	}

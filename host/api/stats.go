@@ -27,8 +27,8 @@ type VolumeStats struct {
 		Operations
 		// Queue is of reads that waited: for a write of the same blocks, or for the copy that a clone begins as.
 		Queue Latency `json:"queue"`
-		// Cache is of lines, or parts of them, read from the flash cache, Miss of asking it for what it did not have, Shelf of
-		// lines read from the shelf.
+		// Cache is of lines read from the flash cache, and, in one read of sixteen, of parts of lines; Miss of asking it for
+		// what it did not have, Shelf of lines read from the shelf.
 		Cache Latency `json:"cache"`
 		Miss  Latency `json:"miss"`
 		Shelf Latency `json:"shelf"`
@@ -66,7 +66,7 @@ type Latency struct {
 	Buckets   []uint64 `json:"buckets"`
 }
 
-// ReadCache is where a volume's reads found what is in segments: Hits and Misses are lines that the flash cache had, and that
+// ReadCache is where a volume's reads found what is in segments: Hits and Misses are lines, or parts, that the flash cache had, and that
 // the shelf had to give; Memory reads that needed neither.
 type ReadCache struct {
 	Hits      uint64  `json:"hits"`

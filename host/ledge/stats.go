@@ -37,7 +37,7 @@ func (t *tool) volumeStats() *cobra.Command {
 Latencies are of whole commands, as the target engine sees them, and of their stages:
 
   read   queue    waiting for a write of the same blocks; only reads that waited
-         cache    a line, or part of one, from the flash cache
+         cache    a line from the flash cache; if a part was enough, one read of sixteen
          miss     asking the flash cache for what it did not have
          shelf    a line from the shelf
          decode   checksum and decompression; one read of sixteen

@@ -218,11 +218,33 @@ func TestMeterCounts(t *testing.T) {
 		must(t, v.Read(ctx, 0, p))
 	}
 	hits, misses = m.Cache.Counts(), m.Shelf.Counts()
-	if hits.N() != 2 || m.CacheBytes.Load() != 2*LineBytes || misses.N() != 2 || m.ShelfBytes.Load() != 2*LineBytes || m.Memory.Load() != 34 {
+	if hits.N() != 2 || m.Hits.Load() != 2 || m.CacheBytes.Load() != 2*LineBytes || misses.N() != 2 || m.ShelfBytes.Load() != 2*LineBytes || m.Memory.Load() != 34 {
 		t.Errorf("%d hits of %d bytes, %d misses of %d bytes", hits.N(), m.CacheBytes.Load(), misses.N(), m.ShelfBytes.Load())
 	}
 	if list := st.Metered(); len(list) != 2 || list[1].Name != "v" || list[1].Meter != m || list[1].LogicalBytes != 32*BlockBytes || m.Since().IsZero() {
 		t.Errorf("%+v", list)
+	}
+}
+
+// Of parts of lines all are counted, and one read of sixteen is timed.
+func TestMeterParts(t *testing.T) {
+	o := newShelf(t, 1).options()
+	o.Cache = &partFlash{flash{lines: map[lineKey][]byte{}}}
+	st := open(t, o)
+	defer st.stop()
+	_, err := st.CreateVolume(t.Context(), "v", 1<<30)
+	must(t, err)
+	v, p := volume(t, st, "v"), make([]byte, BlockBytes)
+	must(t, v.Write(t.Context(), 0, noise(1, 1)))
+	must(t, st.Checkpoint(t.Context()))
+	for range 17 {
+		clearLines(st)
+		must(t, v.Read(t.Context(), 0, p))
+	}
+	m := v.Meter()
+	timed, decoded, missed := m.Cache.Counts(), m.Decode.Counts(), m.Miss.Counts()
+	if m.Hits.Load() != 17 || m.CacheBytes.Load() != 17*(BlockBytes+blockHeader) || timed.N() != 2 || decoded.N() != 2 || missed.N() != 0 {
+		t.Errorf("%d hits of %d bytes, %d timed, %d decoded, %d missed", m.Hits.Load(), m.CacheBytes.Load(), timed.N(), decoded.N(), missed.N())
 	}
 }
 

@@ -11,8 +11,8 @@ const partBytes = 16 << 10
 
 // readPart is step 3 and 4 for a small read at random: a line is sixteen times what a block needs of the flash.
 // The second time that a line is asked for, it is read whole: then reads are in sequence, or the line is
-// wanted in RAM. It returns false if it did nothing that counts.
-func (st *Store) readPart(m *meter.Volume, lba uint64, dst []byte, far []where) bool {
+// wanted in RAM. It returns false if it did nothing that counts. sample says to time it.
+func (st *Store) readPart(m *meter.Volume, sample bool, lba uint64, dst []byte, far []where) bool {
 	cache, ok := st.opt.Cache.(partCache)
 	if !ok {
 		return false
@@ -33,17 +33,23 @@ func (st *Store) readPart(m *meter.Volume, lba uint64, dst []byte, far []where) 
 		if !st.lines.wantsPart(lineKey{segment, at / LineBytes}) {
 			return false
 		}
-		if at == from {
+		if sample && at == from {
 			start = m.Now()
 		}
 		if !cache.ReadAt(st.uuid, segment, at, p[at-from:at-from+n]) {
-			m.Miss.Add(m.Now() - start)
+			if sample {
+				m.Miss.Add(m.Now() - start)
+			}
 			return false
 		}
 		at += n
 	}
-	start = m.FromCache(start, len(p))
-	sample := m.Sample()
+	m.Hit(len(p))
+	if sample {
+		now := m.Now()
+		m.Cache.Add(now - start)
+		start = now
+	}
 	for _, w := range far {
 		at := w.place.off() - from
 		if decodeBlock(w.place, dst[(w.lba-lba)*BlockBytes:(w.lba-lba+1)*BlockBytes], p[at:at+w.place.len()]) != nil {

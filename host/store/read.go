@@ -115,7 +115,8 @@ func (v *Volume) near(lba uint64, dst []byte, durable bool) (where, error) {
 // readFar is steps 3 and 4 for the blocks that are on the LUN.
 func (v *Volume) readFar(ctx context.Context, lba uint64, dst []byte, far []where) error {
 	m := v.Meter()
-	if v.st.readPart(m, lba, dst, far) {
+	sample := m.Sample()
+	if v.st.readPart(m, sample, lba, dst, far) {
 		return nil
 	}
 	lines, err := v.st.fetch(ctx, m, far)
@@ -123,7 +124,7 @@ func (v *Volume) readFar(ctx context.Context, lba uint64, dst []byte, far []wher
 		return err
 	}
 	defer v.st.lines.done(lines)
-	sample, start := m.Sample(), time.Duration(0)
+	var start time.Duration
 	if sample {
 		start = m.Now()
 	}
