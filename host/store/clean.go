@@ -376,7 +376,7 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 			far = append(far, where{place: r.at})
 		}
 	}
-	lines, err := st.fetch(ctx, far)
+	lines, err := st.fetch(ctx, st.unmetered, far)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -42,6 +43,7 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 	if len(dst)%BlockBytes != 0 {
 		return fmt.Errorf("store: read of %d bytes: %w", len(dst), target.ErrAlignment)
 	}
+	m := v.Meter()
 	if err := v.ready(ctx); err != nil {
 		return err
 	}
@@ -62,7 +64,10 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 	for i := range n {
 		w, err := v.near(lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
 		for err == nil && w.wait != nil {
-			if err = (&Ticket{batches: []*batch{w.wait}}).Wait(ctx); err == nil {
+			start := m.Now()
+			err = (&Ticket{batches: []*batch{w.wait}}).Wait(ctx)
+			m.ReadQueue.Add(m.Now() - start)
+			if err == nil {
 				w, err = v.near(lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
 			}
 		}
@@ -74,6 +79,7 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 		}
 	}
 	if len(far) == 0 {
+		m.Memory.Add(1)
 		return nil
 	}
 	return v.readFar(ctx, lba, dst, far)
@@ -108,22 +114,32 @@ func (v *Volume) near(lba uint64, dst []byte, durable bool) (where, error) {
 
 // readFar is steps 3 and 4 for the blocks that are on the LUN.
 func (v *Volume) readFar(ctx context.Context, lba uint64, dst []byte, far []where) error {
-	if v.st.readPart(lba, dst, far) {
+	m := v.Meter()
+	sample := m.Sample()
+	if v.st.readPart(m, sample, lba, dst, far) {
 		return nil
 	}
-	lines, err := v.st.fetch(ctx, far)
+	lines, err := v.st.fetch(ctx, m, far)
 	if err != nil {
 		return err
 	}
 	defer v.st.lines.done(lines)
+	var start time.Duration
+	if sample {
+		start = m.Now()
+	}
 	for _, w := range far {
 		p := dst[(w.lba-lba)*BlockBytes : (w.lba-lba+1)*BlockBytes]
 		if decodeBlock(w.place, p, lines.block(w.place)) == nil {
 			continue
 		}
+		sample = false // reading again is no decoding
 		if err := v.readAgain(ctx, w, p); err != nil {
 			return err
 		}
+	}
+	if sample {
+		m.Decoded(start)
 	}
 	return nil
 }
@@ -132,7 +148,9 @@ func (v *Volume) readFar(ctx context.Context, lba uint64, dst []byte, far []wher
 func (v *Volume) readAgain(ctx context.Context, w where, dst []byte) error {
 	st := v.st
 	for range 8 { // the block may move again while it is read
+		start := v.Meter().Now()
 		err := st.readBlock(ctx, w.place, dst)
+		v.Meter().FromShelf(start, w.place.len())
 		if err == nil {
 			st.mu.Lock()
 			st.counters.badLines++
@@ -191,6 +209,8 @@ func (v *Volume) ready(ctx context.Context) error {
 	if is {
 		return nil
 	}
+	m := v.Meter()
+	defer func(start time.Duration) { m.ReadQueue.Add(m.Now() - start) }(m.Now())
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return st.wait(ctx, func() bool { return v.replacing == 0 })
