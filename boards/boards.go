@@ -25,8 +25,8 @@
 //	links.management      the NIC of portal and API: PCI or MAC address, address of each controller, gateway
 //	links.partner         the NIC of the mirror link: the two addresses differ and share a network
 //	mirror_port           TCP port of the mirror link; A listens, B dials
-//	mirror_window         optional: memory that both controllers see, for the mirror link in place of TCP: the file of a PCI
-//	                      device's BAR (a non-transparent bridge's window, ivshmem), below /sys/bus/pci/devices
+//	mirror_window         optional: memory that both controllers see, for the mirror link: the file of a PCI device's BAR (a
+//	                      non-transparent bridge's window, ivshmem), below /sys/bus/pci/devices. TCP stands in for it
 //	drives.globs, .count  where the shared drives appear, and how many a complete shelf has
 //	watchdog              optional: device and time after which the machine is reset, 2 s to 255 s
 package boards

@@ -109,10 +109,21 @@ func (e *NotOwner) Error() string {
 	return "controller " + e.Self + " (" + e.Role + ") does not own the pool: controller " + e.Owner + " does"
 }
 
-// Partner in a Status. Mirror is "in-sync", "resync", "solo" or "stale".
+// Partner in a Status. Mirror is "in-sync", "resync", "solo" or "stale". Transport is what the link to the partner is over, and
+// TransportSince since when: "window" or "tcp" ("unix" between processes); neither while it is not connected. Fallback is the last time that
+// another transport stood in for the window; nil: never since this controller started, or it has no window.
 type Partner struct {
-	Connected bool   `json:"connected"`
-	Mirror    string `json:"mirror"`
+	Connected      bool       `json:"connected"`
+	Mirror         string     `json:"mirror"`
+	Transport      string     `json:"transport,omitempty"`
+	TransportSince *time.Time `json:"transport_since,omitempty"`
+	Fallback       *Fallback  `json:"fallback,omitempty"`
+}
+
+// Fallback in a Partner.
+type Fallback struct {
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
 }
 
 // NVRAM in a Status.

@@ -142,12 +142,13 @@ func completeConfig(data []byte, b *boardFile, controller string) (complete []by
 	}
 	// A listens on the partner link and B dials: one of the two must, and A is there first by habit.
 	a := b.Links.Partner.Address("A").Addr().String()
-	mirror := map[string]string{"dial": net.JoinHostPort(a, strconv.Itoa(b.MirrorPort))}
-	if b.MirrorWindow != "" {
-		mirror["dial"] = "window:" + b.MirrorWindow
-	}
+	mirror, way := map[string]string{}, "dial"
 	if controller == "A" {
-		mirror = map[string]string{"listen": mirror["dial"]}
+		way = "listen"
+	}
+	mirror[way] = net.JoinHostPort(a, strconv.Itoa(b.MirrorPort))
+	if b.MirrorWindow != "" {
+		mirror["window"] = b.MirrorWindow
 	}
 	var names []string
 	for _, d := range []struct {

@@ -41,7 +41,8 @@ func (a *api) Status(context.Context) control.Status {
 		s.Owner = state.Seen.Owner.String()
 	}
 	s.Target, s.Portals = a.Target()
-	s.Partner = control.Partner{Connected: b.link.Connected(), Mirror: "stale"}
+	s.Partner = b.link.Partner()
+	s.Partner.Mirror = "stale"
 	s.NVRAM.Size = b.region.Size()
 	if state.Phase != ha.Owner {
 		s.Trouble = trouble

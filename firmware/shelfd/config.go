@@ -75,11 +75,15 @@ type NVRAMConfig struct {
 	TrustPLP bool        `json:"trust_plp"`
 }
 
-// MirrorConfig has one of the two: one controller listens, the other dials. host:port, unix:/path, or window:/path, memory
-// that both controllers have mapped (package nvram/mirror/window).
+// MirrorConfig has one of the first two: one controller listens, the other dials. host:port, unix:/path, or window:/path: that
+// window and nothing else. Window, beside them, is memory that both controllers have mapped (package nvram/mirror/window); the link uses it
+// where both have it, and the address where not (package nvram/mirror/fallback). WindowCreate makes a file that is not there:
+// for two processes of one machine.
 type MirrorConfig struct {
-	Listen string `json:"listen"`
-	Dial   string `json:"dial"`
+	Listen       string `json:"listen"`
+	Dial         string `json:"dial"`
+	Window       string `json:"window"`
+	WindowCreate bool   `json:"window_create"`
 }
 
 // ArrayConfig is the geometry of a new pool. Default 8 data, 2 parity, and the distributed spare that package
@@ -181,6 +185,7 @@ func (c *Config) check() error {
 	c.checkPortals(wrong)
 	c.checkDrives(wrong)
 	c.checkNVRAM(wrong)
+	c.checkWindow(wrong)
 	switch {
 	case (c.Mirror.Listen == "") == (c.Mirror.Dial == ""):
 		bad = append(bad, errors.New(`field "mirror": exactly one of "listen" and "dial" must be set; one controller listens, the other dials`))
@@ -293,6 +298,19 @@ func (c *Config) checkNVRAM(wrong func(string, any, string)) {
 	}
 	if s := c.NVRAM.Size; s != 0 && (s < minNVRAMBytes || s > maxNVRAMBytes || s%8192 != 0) {
 		wrong("nvram.size", s, fmt.Sprintf("0 (the device's own size), or %d to %d bytes, a multiple of 8192", minNVRAMBytes, int64(maxNVRAMBytes)))
+	}
+}
+
+func (c *Config) checkWindow(wrong func(string, any, string)) {
+	m := c.Mirror
+	only := strings.HasPrefix(m.Listen+m.Dial, "window:")
+	switch {
+	case m.Window != "" && only:
+		wrong("mirror.window", m.Window, `not beside window:/path: "listen" or "dial" is what stands in for the window`)
+	case m.Window != "" && !filepath.IsAbs(m.Window):
+		wrong("mirror.window", m.Window, "an absolute path of a PCI device's BAR, or of a file")
+	case m.WindowCreate && m.Window == "" && !only:
+		wrong("mirror.window_create", m.WindowCreate, `only with "window"`)
 	}
 }
 

@@ -10,11 +10,15 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ledge-storage/ledge/firmware/control"
 	"github.com/ledge-storage/ledge/firmware/ha"
 	"github.com/ledge-storage/ledge/nvram"
+	"github.com/ledge-storage/ledge/nvram/mirror"
+	"github.com/ledge-storage/ledge/nvram/mirror/fallback"
+	"github.com/ledge-storage/ledge/nvram/mirror/window"
 )
 
-// link is what the backend needs of the mirror link (*mirror.Link, through linkTo in run.go).
+// link is what the backend needs of the mirror link (*mirror.Link, through linkTo).
 type link interface {
 	// Replicator is the owner's side.
 	Replicator() nvram.Replicator
@@ -23,7 +27,59 @@ type link interface {
 	Receive(m *nvram.Mirror, epoch uint64)
 	StopReceiving()
 	Connected() bool
+	// Partner is what is known of the link: all but the state of the mirror.
+	Partner() control.Partner
 	Send(ctx context.Context, kind string, body []byte) error
+}
+
+// linkTo adapts *mirror.Link. transport is nil where there is no window.
+type linkTo struct {
+	*mirror.Link
+	transport *fallback.Transport
+}
+
+func (l linkTo) Connected() bool { return l.Peer().Connected }
+
+func (l linkTo) Partner() control.Partner {
+	pe := l.Peer()
+	p := control.Partner{Connected: pe.Connected, Transport: pe.Transport}
+	if pe.Connected {
+		p.TransportSince = &pe.Since
+	}
+	if l.transport != nil {
+		if f := l.transport.Fallback(); !f.At.IsZero() {
+			p.Fallback = &control.Fallback{At: f.At, Reason: f.Reason}
+		}
+	}
+	return p
+}
+
+// connections says in o how the connections to the partner are made: over TCP or a unix socket, through a window, or through the
+// window with the other standing in. t, if not nil, is to be closed after the link.
+func connections(ctx context.Context, c *Config, o *mirror.Options) (t *fallback.Transport, err error) {
+	m := c.Mirror
+	path := m.Window
+	if only, ok := strings.CutPrefix(m.Listen+m.Dial, "window:"); ok {
+		path = only
+	} else if m.Listen != "" {
+		if o.Listener, err = listen(ctx, m.Listen); err != nil {
+			return nil, fmt.Errorf("mirror: %w", err)
+		}
+	} else {
+		network, address := splitAddr(m.Dial)
+		o.Dial = func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, network, address) }
+	}
+	if path == "" {
+		return nil, nil
+	}
+	t = fallback.New(fallback.Options{Window: window.Options{Path: path, Side: o.Self, Create: m.WindowCreate}, Listener: o.Listener, Dial: o.Dial, Logger: o.Logger})
+	o.Watch = t
+	if m.Listen != "" {
+		o.Listener = t.Listen()
+	} else {
+		o.Dial = t.Dial
+	}
+	return t, nil
 }
 
 // haLink is the link as the driver sees it. Freeze and Thaw are called by the driver's worker alone.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"strings"
 	"sync"
@@ -16,7 +15,6 @@ import (
 	"github.com/ledge-storage/ledge/firmware/ha"
 	"github.com/ledge-storage/ledge/nvram"
 	"github.com/ledge-storage/ledge/nvram/mirror"
-	"github.com/ledge-storage/ledge/nvram/mirror/window"
 	"github.com/ledge-storage/ledge/nvram/region"
 	"github.com/ledge-storage/ledge/raid/drive"
 	"github.com/ledge-storage/ledge/target/iscsi"
@@ -160,33 +158,20 @@ func eraseNVRAM(c *Config, as string) error {
 	return errors.Join(nvram.Erase(r, as), r.Close())
 }
 
-// linkTo adapts *mirror.Link.
-type linkTo struct{ *mirror.Link }
-
-func (l linkTo) Connected() bool { return l.Peer().Connected }
-
 // startLink starts the link to the partner; its messages go to the driver and the front.
 func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop func(), err error) {
 	o := mirror.Options{Shelf: c.Shelf, Self: c.Controller[0], Secret: secretKey(c.Secret), Logger: b.log}
-	closeWindow := func() {}
-	if path, ok := strings.CutPrefix(c.Mirror.Listen+c.Mirror.Dial, "window:"); ok {
-		w, err := window.Open(window.Options{Path: path, Side: o.Self})
-		if err != nil {
-			return nil, fmt.Errorf("mirror: %w", err)
+	transport, err := connections(ctx, c, &o)
+	if err != nil {
+		return nil, err
+	}
+	closeTransport := func() {
+		if transport == nil {
+			return
 		}
-		closeWindow = func() { w.Close() }
-		if c.Mirror.Listen != "" {
-			o.Listener = w.Listen()
-		} else {
-			o.Dial = w.Dial
+		if err := transport.Close(); err != nil {
+			b.log.Debug("mirror transport", "err", err)
 		}
-	} else if c.Mirror.Listen != "" {
-		if o.Listener, err = listen(ctx, c.Mirror.Listen); err != nil {
-			return nil, fmt.Errorf("mirror: %w", err)
-		}
-	} else {
-		network, address := splitAddr(c.Mirror.Dial)
-		o.Dial = func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, network, address) }
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	owner := func() bool { st, _, _ := d.State(); return st.Phase == ha.Owner }
@@ -205,7 +190,7 @@ func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop f
 	hello := make(chan struct{}, 1)
 	o.OnPeer = func(p mirror.Peer) {
 		b.front.partner(p.Connected)
-		b.log.Info("mirror link", "connected", p.Connected)
+		b.log.Info("mirror link", "connected", p.Connected, "transport", p.Transport)
 		select {
 		case hello <- struct{}{}:
 		default:
@@ -214,10 +199,10 @@ func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop f
 	l, err := mirror.New(o)
 	if err != nil {
 		cancel()
-		closeWindow()
+		closeTransport()
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
-	b.link = linkTo{l}
+	b.link = linkTo{l, transport}
 	// The LUNs are told to each partner that comes; not from its callback, which must not wait for itself.
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -232,14 +217,14 @@ func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop f
 			}
 		}
 	})
-	b.log.Info("mirror link up", "listen", c.Mirror.Listen, "dial", c.Mirror.Dial)
+	b.log.Info("mirror link up", "listen", c.Mirror.Listen, "dial", c.Mirror.Dial, "window", c.Mirror.Window)
 	return func() {
 		cancel()
 		wg.Wait()
 		if err := l.Close(); err != nil {
 			b.log.Debug("mirror link", "err", err)
 		}
-		closeWindow()
+		closeTransport()
 		pr.wait()
 	}, nil
 }

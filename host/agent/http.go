@@ -95,6 +95,10 @@ func (a *Agent) handler() http.Handler {
 		d, err := a.diff(r.Context(), r.PathValue("name"), q.Get("from"), q.Get("to"), offset)
 		return http.StatusOK, d, err
 	})
+	handle("GET /v1/stats", func(r *http.Request) (int, any, error) {
+		s, err := a.stats(r.URL.Query().Get("volume"))
+		return http.StatusOK, s, err
+	})
 	handle("GET /v1/snapshots", func(r *http.Request) (int, any, error) {
 		s, err := a.snapshots(r.URL.Query().Get("volume"))
 		return http.StatusOK, map[string]any{"snapshots": s}, err

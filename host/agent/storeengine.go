@@ -230,6 +230,9 @@ func (e *storeEngine) Stats() EngineStats {
 	return out
 }
 
+// Metered implements Metered.
+func (e *storeEngine) Metered() []store.Metered { return e.st.Metered() }
+
 func (e *storeEngine) Err() error { return e.st.Err() }
 
 func (e *storeEngine) Close(ctx context.Context) error {

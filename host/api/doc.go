@@ -20,6 +20,7 @@
 //	DELETE /v1/volumes/{name}/snapshots/{snapshot} → 204
 //	POST   /v1/volumes/{name}/snapshots/{snapshot}/clone    {name} → 201 Volume
 //	POST   /v1/volumes/{name}/snapshots/{snapshot}/rollback {force?: bool} → Volume; 409 while sessions use it, without force
+//	GET    /v1/stats                 ?volume=NAME → Stats: of one volume, or of all
 //	GET    /v1/snapshots             ?volume=NAME → {snapshots: [Snapshot…]}
 //	POST   /v1/snapshots             {name, volumes: [NAME…]} → 201 {snapshots: [Snapshot…]}: all of one instant
 //	POST   /v1/volumes/{name}/resize {size_bytes, shrink?: bool} → Volume; 409 to shrink without shrink

@@ -185,6 +185,14 @@ type Shelf struct {
 	Partner    struct {
 		Connected bool   `json:"connected"`
 		Mirror    string `json:"mirror"`
+		// What the link is over ("window", "tcp", "unix"), and since when, while it is connected.
+		Transport      string     `json:"transport,omitempty"`
+		TransportSince *time.Time `json:"transport_since,omitempty"`
+		// The last time that another transport stood in for the window.
+		Fallback *struct {
+			At     time.Time `json:"at"`
+			Reason string    `json:"reason"`
+		} `json:"fallback,omitempty"`
 	} `json:"partner"`
 	NVRAM struct {
 		Size int64 `json:"size"`

@@ -5,7 +5,7 @@
 //	ledge array  show | scrub | rate | grow
 //	ledge drive  list | rescan | fail | replace | readd | wipe
 //	ledge lun    list | show | create | resize | rename | delete
-//	ledge volume create | list | show | clone | promote | resize | export | import | delete
+//	ledge volume create | list | show | stats | top | clone | promote | resize | export | import | delete
 //	ledge snapshot create | list | diff | rollback | delete
 //	ledge host   status
 //
@@ -138,6 +138,7 @@ func (t *tool) root() *cobra.Command {
 		Example: `  ledge host status                  # is the agent serving, over which paths
   ledge volume create db 16GiB       # a thin volume, at once visible to initiators
   ledge volume show db --json        # figures for programs
+  ledge volume top                   # the busiest volumes; 'ledge volume stats db' tells which stage is slow
   ledge snapshot create db@monday    # as it is now; 'ledge volume clone db@monday NAME' makes it a volume
   ledge shelf status                 # both controllers
   ledge shelf takeover B             # make controller B the owner

@@ -216,7 +216,7 @@ func TestShelf(t *testing.T) {
 				role["A"], role["B"] = "standby", "standby"
 				role[name] = "owner"
 			}
-			fmt.Fprintf(w, `{"shelf":"s1","controller":%q,"role":%q,"epoch":7,"owner":"A","partner":{"connected":true,"mirror":"in-sync"},"nvram":{"size":1048576,"used":0},
+			fmt.Fprintf(w, `{"shelf":"s1","controller":%q,"role":%q,"epoch":7,"owner":"A","partner":{"connected":true,"mirror":"in-sync","transport":"tcp","transport_since":"2026-11-27T12:00:01Z","fallback":{"at":"2026-11-27T12:00:01Z","reason":"the bridge is gone"}},"nvram":{"size":1048576,"used":0},
 				"pool":{"uuid":"p-1","capacity_bytes":1073741824,"allocated_bytes":0,"state":"ok"},"members":[{"index":0,"path":"/dev/sda","state":"ok","errors":0}],
 				"luns":[{"id":1,"lun":1,"name":"h1.store","kind":"store","size_bytes":1073741824}],"serving_since":null,"version":"x"}`, name, role[name])
 		}))
@@ -228,7 +228,7 @@ func TestShelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, out, errs := ledge("shelf", "status")
-	for _, s := range []string{"owner", "standby", "in-sync", "p-1", "/dev/sda", "h1.store"} {
+	for _, s := range []string{"owner", "standby", "in-sync", "LINK", "tcp", "over tcp since 2026-11-27", "without its window at 2026-11-27", "the bridge is gone", "p-1", "/dev/sda", "h1.store"} {
 		if code != 0 || !strings.Contains(out, s) {
 			t.Fatalf("code %d, no %q in %s%s", code, s, out, errs)
 		}

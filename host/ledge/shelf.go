@@ -93,11 +93,11 @@ func nobodyServes(list []controllerStatus) error {
 }
 
 func (t *tool) printShelf(list []controllerStatus) error {
-	rows := [][]string{{"CONTROLLER", "ROLE", "EPOCH", "OWNER", "PARTNER", "MIRROR", "NVRAM USED", "ADDRESS"}}
+	rows := [][]string{{"CONTROLLER", "ROLE", "EPOCH", "OWNER", "PARTNER", "LINK", "MIRROR", "NVRAM USED", "ADDRESS"}}
 	var best *api.Shelf
 	for _, s := range list {
 		if s.Status == nil {
-			rows = append(rows, []string{s.Controller, "down", "", "", "", "", "", s.Address})
+			rows = append(rows, []string{s.Controller, "down", "", "", "", "", "", "", s.Address})
 			continue
 		}
 		st := s.Status
@@ -108,7 +108,7 @@ func (t *tool) printShelf(list []controllerStatus) error {
 		if st.Partner.Connected {
 			partner = "connected"
 		}
-		rows = append(rows, []string{s.Controller, st.Role, strconv.FormatUint(st.Epoch, 10), st.Owner, partner, st.Partner.Mirror,
+		rows = append(rows, []string{s.Controller, st.Role, strconv.FormatUint(st.Epoch, 10), st.Owner, partner, st.Partner.Transport, st.Partner.Mirror,
 			fmt.Sprintf("%s of %s", api.FormatSize(st.NVRAM.Used), api.FormatSize(st.NVRAM.Size)), s.Address})
 	}
 	if err := table(t.out, rows); err != nil {
@@ -119,6 +119,9 @@ func (t *tool) printShelf(list []controllerStatus) error {
 			fmt.Fprintf(t.out, "\n%s: %s\n", s.Controller, s.Error)
 		} else if s.Status.Trouble != "" {
 			fmt.Fprintf(t.out, "\n%s: %s\n", s.Controller, s.Status.Trouble)
+		}
+		if line := linkLine(s.Status); line != "" {
+			fmt.Fprintf(t.out, "\n%s: %s\n", s.Controller, line)
 		}
 	}
 	if best == nil {
@@ -144,6 +147,20 @@ func (t *tool) printShelf(list []controllerStatus) error {
 		table(t.out, rows)
 	}
 	return nil
+}
+
+// linkLine says since when and why the mirror link does, or did, without its window; empty where it never did.
+func linkLine(st *api.Shelf) string {
+	if st == nil || st.Partner.Fallback == nil {
+		return ""
+	}
+	p := &st.Partner
+	at := func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+	why := fmt.Sprintf("it last did without its window at %s: %s", at(p.Fallback.At), p.Fallback.Reason)
+	if p.TransportSince == nil {
+		return "the mirror link is down; " + why
+	}
+	return fmt.Sprintf("the mirror link is over %s since %s; %s", p.Transport, at(*p.TransportSince), why)
 }
 
 func (t *tool) shelfTakeover() *cobra.Command {

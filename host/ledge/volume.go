@@ -12,8 +12,8 @@ import (
 )
 
 func (t *tool) volumeCommand() *cobra.Command {
-	return group("volume", "Create, list, show, clone, promote, resize, export, import and delete volumes",
-		t.volumeCreate(), t.volumeList(), t.volumeShow(), t.volumeClone(), t.volumePromote(), t.volumeResize(), t.volumeExport(), t.volumeImport(), t.volumeDelete())
+	return group("volume", "Create, list, show, measure, clone, promote, resize, export, import and delete volumes",
+		t.volumeCreate(), t.volumeList(), t.volumeShow(), t.volumeStats(), t.volumeTop(), t.volumeClone(), t.volumePromote(), t.volumeResize(), t.volumeExport(), t.volumeImport(), t.volumeDelete())
 }
 
 // words checks the number of arguments in words of the command.

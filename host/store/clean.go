@@ -390,7 +390,7 @@ func (st *Store) lookSome(ctx context.Context, c *round) (quota int, err error) 
 	st.mu.RUnlock()
 	slices.SortFunc(absent, func(a, b far) int { return cmp.Compare(a.p.rest, b.p.rest) })
 	for _, f := range absent {
-		at, _, err := st.content(ctx, f.p, f.p.rest)
+		at, _, err := st.content(ctx, st.unmetered, f.p, f.p.rest)
 		if errors.Is(err, ErrCorrupt) {
 			continue // what it refers to stays
 		}
@@ -421,7 +421,7 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 			far = append(far, where{place: r.at})
 		}
 	}
-	lines, err := st.fetch(ctx, far)
+	lines, err := st.fetch(ctx, st.unmetered, far)
 	if err != nil {
 		return err
 	}

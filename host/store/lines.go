@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
+	"github.com/ledge-storage/ledge/host/meter"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -37,6 +39,7 @@ type line struct {
 	ready chan struct{}
 	data  []byte
 	err   error
+	hit   bool // it came from the flash cache
 	users int
 	at    *list.Element
 }
@@ -120,8 +123,8 @@ func (ls lineSet) block(l loc) []byte {
 	return append(p, ls[k.next()].data[:l.len()-len(p)]...)
 }
 
-// fetch returns all lines that hold the blocks of far.
-func (st *Store) fetch(ctx context.Context, far []where) (lineSet, error) {
+// fetch returns all lines that hold the blocks of far. In m it counts those that are waited for, whoever reads them.
+func (st *Store) fetch(ctx context.Context, m *meter.Volume, far []where) (lineSet, error) {
 	ls := lineSet{}
 	var mine []*line
 	want := func(k lineKey) {
@@ -140,28 +143,37 @@ func (st *Store) fetch(ctx context.Context, far []where) (lineSet, error) {
 		}
 	}
 	if len(mine) == 1 {
-		st.fill(ctx, mine[0])
+		st.fill(ctx, m, mine[0])
 	} else if len(mine) > 1 {
 		var g errgroup.Group
 		g.SetLimit(linesAtOnce)
 		for _, l := range mine {
-			g.Go(func() error { st.fill(ctx, l); return nil })
+			g.Go(func() error { st.fill(ctx, m, l); return nil })
 		}
 		g.Wait()
 	}
+	waited := len(mine) > 0
 	for k, l := range ls {
 		select {
 		case <-l.ready:
-		case <-ctx.Done():
-			st.lines.done(ls)
-			return nil, ctx.Err()
+		default:
+			waited = true
+			start := m.Now()
+			select {
+			case <-l.ready:
+				l.count(m, start)
+			case <-ctx.Done():
+				st.lines.done(ls)
+				return nil, ctx.Err()
+			}
 		}
 		if l.err != nil {
 			err := l.err
 			if ctx.Err() == nil && isContextError(err) {
 				// Another reader gave up while reading it for all of us.
-				p := make([]byte, LineBytes)
+				p, start := make([]byte, LineBytes), m.Now()
 				if err = st.opt.Segments.ReadAt(ctx, p, k.offset()); err == nil {
+					m.FromShelf(start, len(p))
 					own := &line{key: k, ready: l.ready, data: p, at: l.at}
 					st.lines.done(lineSet{k: l})
 					own.users = 1
@@ -173,23 +185,43 @@ func (st *Store) fetch(ctx context.Context, far []where) (lineSet, error) {
 			return nil, fmt.Errorf("store: read segment %d line %d: %w", k.segment, k.line, err)
 		}
 	}
+	if !waited {
+		m.Memory.Add(1)
+	}
 	return ls, nil
 }
 
+// count counts a line that was waited for since start.
+func (l *line) count(m *meter.Volume, start time.Duration) {
+	switch {
+	case l.err != nil:
+	case l.hit:
+		m.FromCache(start, LineBytes)
+	default:
+		m.FromShelf(start, LineBytes)
+	}
+}
+
 // fill reads a line from the flash cache or the LUN.
-func (st *Store) fill(ctx context.Context, l *line) {
+func (st *Store) fill(ctx context.Context, m *meter.Volume, l *line) {
 	defer close(l.ready)
-	p := make([]byte, LineBytes)
-	hit := st.opt.Cache.Read(st.uuid, l.key.segment, l.key.line, p)
-	if !hit {
+	p, start := make([]byte, LineBytes), m.Now()
+	l.hit = st.opt.Cache.Read(st.uuid, l.key.segment, l.key.line, p)
+	if !l.hit {
+		asked := start
+		start = m.Now()
+		m.Miss.Add(start - asked)
 		if l.err = st.opt.Segments.ReadAt(ctx, p, l.key.offset()); l.err != nil {
 			return
 		}
+	}
+	l.count(m, start)
+	if !l.hit {
 		st.opt.Cache.Write(st.uuid, l.key.segment, l.key.line, p)
 	}
 	l.data = p
 	st.mu.Lock()
-	if hit {
+	if l.hit {
 		st.counters.cacheHits++
 	} else {
 		st.counters.cacheMisses++

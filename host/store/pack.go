@@ -276,6 +276,7 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 		b.log.ref(it.v.id, it.lba, it.place)
 		st.charge(b.info, it.v, costRef, 0)
 		st.counters.duplicates++
+		it.v.Meter().Duplicates.Add(1)
 		if c := st.cleaning; c != nil && st.segs[it.place.segment()].victim {
 			c.refs = append(c.refs, reference{it.v, it.lba, it.place})
 		}
@@ -285,6 +286,8 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 		st.index.Insert(&fps[i], dedup.Ref{Segment: b.number, Slot: uint16(len(b.slots) - 1)})
 		st.charge(b.info, it.v, len(it.stored)+slotBytes, 1)
 		st.counters.uniques++
+		it.v.Meter().Uniques.Add(1)
+		it.v.Meter().StoredBytes.Add(uint64(len(it.stored)))
 	}
 	st.point(it.v, it.lba, it.place)
 	it.stored = nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/ledge-storage/ledge/host/meter"
 	"github.com/ledge-storage/ledge/target"
 	"golang.org/x/sync/errgroup"
 )
@@ -272,7 +273,7 @@ func (d *decoder) runs(at []loc) {
 }
 
 // storedPage is a stored page, whose bytes may be wanted as they are.
-func (st *Store) storedPage(ctx context.Context, rest loc) ([]byte, error) {
+func (st *Store) storedPage(ctx context.Context, m *meter.Volume, rest loc) ([]byte, error) {
 	st.mu.RLock()
 	if u := st.unwritten; u.number == rest.segment() {
 		b := slices.Clone(u.buf[rest.off() : rest.off()+rest.len()])
@@ -280,7 +281,7 @@ func (st *Store) storedPage(ctx context.Context, rest loc) ([]byte, error) {
 		return b, nil
 	}
 	st.mu.RUnlock()
-	lines, err := st.fetch(ctx, []where{{place: rest}})
+	lines, err := st.fetch(ctx, m, []where{{place: rest}})
 	if err != nil {
 		return nil, err
 	}
@@ -303,8 +304,8 @@ func (st *Store) storedPage(ctx context.Context, rest loc) ([]byte, error) {
 }
 
 // content is that of p, whose content was not in memory when it lay at rest. stale: it has changed since.
-func (st *Store) content(ctx context.Context, p *page, rest loc) (at *places, stale bool, err error) {
-	b, err := st.storedPage(ctx, rest)
+func (st *Store) content(ctx context.Context, m *meter.Volume, p *page, rest loc) (at *places, stale bool, err error) {
+	b, err := st.storedPage(ctx, m, rest)
 	if err != nil {
 		return nil, false, err
 	}
@@ -330,7 +331,7 @@ func (st *Store) content(ctx context.Context, p *page, rest loc) (at *places, st
 }
 
 // want brings the content of p into memory, where it is when want returns, if nobody took it away again.
-func (st *Store) want(ctx context.Context, p *page) error {
+func (st *Store) want(ctx context.Context, m *meter.Volume, p *page) error {
 	for {
 		st.mu.RLock()
 		here, rest := p.at != nil || p.refs == 0, p.rest
@@ -338,7 +339,7 @@ func (st *Store) want(ctx context.Context, p *page) error {
 		if here {
 			return nil
 		}
-		at, stale, err := st.content(ctx, p, rest)
+		at, stale, err := st.content(ctx, m, p, rest)
 		if err != nil {
 			return err
 		}
@@ -372,7 +373,7 @@ func (st *Store) lockFor(ctx context.Context, absent func() []*page) error {
 		g.SetLimit(pagesAtOnce)
 		for i, p := range ps {
 			g.Go(func() (err error) {
-				at[i], _, err = st.content(gctx, p, rest[i])
+				at[i], _, err = st.content(gctx, st.unmetered, p, rest[i])
 				return err
 			})
 		}
@@ -422,7 +423,7 @@ func (st *Store) readAhead(ctx context.Context, items []packItem) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(pagesAtOnce)
 	for _, p := range ps {
-		g.Go(func() error { return st.want(ctx, p) })
+		g.Go(func() error { return st.want(ctx, st.unmetered, p) })
 	}
 	return g.Wait()
 }
@@ -451,7 +452,7 @@ func (st *Store) discardSome(ctx context.Context) error {
 	g.SetLimit(pagesAtOnce)
 	for i, p := range absent {
 		g.Go(func() (err error) {
-			if at[i], _, err = st.content(ctx, p, p.rest); errors.Is(err, ErrCorrupt) {
+			if at[i], _, err = st.content(ctx, st.unmetered, p, p.rest); errors.Is(err, ErrCorrupt) {
 				at[i], err = new(places), nil // what it refers to stays for good: nothing says what that is
 			}
 			return err
@@ -532,7 +533,7 @@ func (st *Store) writePages(ctx context.Context, w *checkpointWriter) error {
 			for _, c := range changes {
 				if c.rest != 0 {
 					var err error
-					if c.at, err = st.storedPage(ctx, c.rest); err != nil {
+					if c.at, err = st.storedPage(ctx, st.unmetered, c.rest); err != nil {
 						return err
 					}
 					if err := checkBlock(c.rest, c.at); err != nil {

@@ -1,12 +1,18 @@
 package store
 
+import (
+	"time"
+
+	"github.com/ledge-storage/ledge/host/meter"
+)
+
 // partBytes is the most that is worth reading apart from its line.
 const partBytes = 16 << 10
 
 // readPart is step 3 and 4 for a small read at random: a line is sixteen times what a block needs of the flash.
 // The second time that a line is asked for, it is read whole: then reads are in sequence, or the line is
-// wanted in RAM. It returns false if it did nothing that counts.
-func (st *Store) readPart(lba uint64, dst []byte, far []where) bool {
+// wanted in RAM. It returns false if it did nothing that counts. sample says to time it.
+func (st *Store) readPart(m *meter.Volume, sample bool, lba uint64, dst []byte, far []where) bool {
 	cache, ok := st.opt.Cache.(partCache)
 	if !ok {
 		return false
@@ -21,19 +27,37 @@ func (st *Store) readPart(lba uint64, dst []byte, far []where) bool {
 	if to-from > partBytes {
 		return false
 	}
-	p := make([]byte, to-from)
+	p, start := make([]byte, to-from), time.Duration(0)
 	for at := from; at < to; { // in one line or two
 		n := min(to, (at/LineBytes+1)*LineBytes) - at
-		if !st.lines.wantsPart(lineKey{segment, at / LineBytes}) || !cache.ReadAt(st.uuid, segment, at, p[at-from:at-from+n]) {
+		if !st.lines.wantsPart(lineKey{segment, at / LineBytes}) {
+			return false
+		}
+		if sample && at == from {
+			start = m.Now()
+		}
+		if !cache.ReadAt(st.uuid, segment, at, p[at-from:at-from+n]) {
+			if sample {
+				m.Miss.Add(m.Now() - start)
+			}
 			return false
 		}
 		at += n
+	}
+	m.Hit(len(p))
+	if sample {
+		now := m.Now()
+		m.Cache.Add(now - start)
+		start = now
 	}
 	for _, w := range far {
 		at := w.place.off() - from
 		if decodeBlock(w.place, dst[(w.lba-lba)*BlockBytes:(w.lba-lba+1)*BlockBytes], p[at:at+w.place.len()]) != nil {
 			return false
 		}
+	}
+	if sample {
+		m.Decoded(start)
 	}
 	st.mu.Lock()
 	st.counters.cacheHits++

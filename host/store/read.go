@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -43,6 +44,7 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 	if len(dst)%BlockBytes != 0 {
 		return fmt.Errorf("store: read of %d bytes: %w", len(dst), target.ErrAlignment)
 	}
+	m := v.Meter()
 	if err := v.ready(ctx); err != nil {
 		return err
 	}
@@ -70,6 +72,7 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 		}
 	}
 	if len(far) == 0 {
+		m.Memory.Add(1)
 		return nil
 	}
 	return v.readFar(ctx, lba, dst, far)
@@ -77,13 +80,16 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 
 // find is steps 1 and 2, and waits for what they need.
 func (v *Volume) find(ctx context.Context, lba uint64, dst []byte, durable bool) (w where, err error) {
+	m := v.Meter()
 	for {
 		switch w, err = v.near(lba, dst, durable); {
 		case err != nil:
 		case w.wait != nil:
+			start := m.Now()
 			err = (&Ticket{batches: []*batch{w.wait}}).Wait(ctx)
+			m.ReadQueue.Add(m.Now() - start)
 		case w.page != nil:
-			err = v.st.want(ctx, w.page)
+			err = v.st.want(ctx, m, w.page)
 		default:
 			return w, nil
 		}
@@ -125,22 +131,32 @@ func (v *Volume) near(lba uint64, dst []byte, durable bool) (where, error) {
 
 // readFar is steps 3 and 4 for the blocks that are on the LUN.
 func (v *Volume) readFar(ctx context.Context, lba uint64, dst []byte, far []where) error {
-	if v.st.readPart(lba, dst, far) {
+	m := v.Meter()
+	sample := m.Sample()
+	if v.st.readPart(m, sample, lba, dst, far) {
 		return nil
 	}
-	lines, err := v.st.fetch(ctx, far)
+	lines, err := v.st.fetch(ctx, m, far)
 	if err != nil {
 		return err
 	}
 	defer v.st.lines.done(lines)
+	var start time.Duration
+	if sample {
+		start = m.Now()
+	}
 	for _, w := range far {
 		p := dst[(w.lba-lba)*BlockBytes : (w.lba-lba+1)*BlockBytes]
 		if decodeBlock(w.place, p, lines.block(w.place)) == nil {
 			continue
 		}
+		sample = false // reading again is no decoding
 		if err := v.readAgain(ctx, w, p); err != nil {
 			return err
 		}
+	}
+	if sample {
+		m.Decoded(start)
 	}
 	return nil
 }
@@ -149,7 +165,9 @@ func (v *Volume) readFar(ctx context.Context, lba uint64, dst []byte, far []wher
 func (v *Volume) readAgain(ctx context.Context, w where, dst []byte) error {
 	st := v.st
 	for range 8 { // the block may move again while it is read
+		start := v.Meter().Now()
 		err := st.readBlock(ctx, w.place, dst)
+		v.Meter().FromShelf(start, w.place.len())
 		if err == nil {
 			st.mu.Lock()
 			st.counters.badLines++
@@ -208,6 +226,8 @@ func (v *Volume) ready(ctx context.Context) error {
 	if is {
 		return nil
 	}
+	m := v.Meter()
+	defer func(start time.Duration) { m.ReadQueue.Add(m.Now() - start) }(m.Now())
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return st.wait(ctx, func() bool { return v.replacing == 0 })
@@ -237,7 +257,7 @@ func (v *Volume) Mapped(lba, most uint64) (mapped bool, n uint64) {
 			break
 		}
 		v.st.mu.RUnlock()
-		err := v.st.want(v.st.ctx, absent)
+		err := v.st.want(v.st.ctx, v.Meter(), absent)
 		v.st.mu.RLock()
 		if err != nil {
 			return true, min(most, pageEntries-lba%pageEntries) // a read will say so

@@ -676,7 +676,7 @@ func placeOf(t testing.TB, v *Volume, lba uint64) loc {
 			return v.m.get(lba)
 		}
 		v.st.mu.RUnlock()
-		must(t, v.st.want(t.Context(), p))
+		must(t, v.st.want(t.Context(), v.Meter(), p))
 	}
 }
 
@@ -703,7 +703,7 @@ func checkCounts(t *testing.T, st *Store) {
 		}
 		st.mu.RUnlock()
 		for _, p := range absent {
-			must(t, st.want(t.Context(), p))
+			must(t, st.want(t.Context(), st.unmetered, p))
 		}
 	}
 	defer func() {

@@ -411,7 +411,7 @@ func (st *Store) copyOfPage(ctx context.Context, p *page) (at places, err error)
 		if here != nil || gone {
 			return at, nil
 		}
-		if err := st.want(ctx, p); err != nil {
+		if err := st.want(ctx, st.unmetered, p); err != nil {
 			return at, err
 		}
 	}

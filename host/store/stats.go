@@ -1,5 +1,12 @@
 package store
 
+import (
+	"slices"
+	"strings"
+
+	"github.com/ledge-storage/ledge/host/meter"
+)
+
 // counters only grow; they begin with the opening of the store. Guarded by Store.mu.
 type counters struct {
 	duplicates, uniques    int64
@@ -88,4 +95,24 @@ func ratio(a, b int64) float64 {
 		return 1
 	}
 	return float64(a) / float64(b)
+}
+
+// Metered is a volume that has a handle, and what counts its requests since the first one was given out.
+type Metered struct {
+	VolumeInfo
+	Meter *meter.Volume
+}
+
+// Metered lists the volumes that are metered, by name.
+func (st *Store) Metered() []Metered {
+	st.mu.RLock()
+	defer st.mu.RUnlock()
+	var list []Metered
+	for _, v := range st.byName {
+		if v.metered != nil {
+			list = append(list, Metered{v.info(), v.metered})
+		}
+	}
+	slices.SortFunc(list, func(a, b Metered) int { return strings.Compare(a.Name, b.Name) })
+	return list
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ledge-storage/ledge/host/dedup"
+	"github.com/ledge-storage/ledge/host/meter"
 )
 
 var (
@@ -135,6 +136,8 @@ type Store struct {
 	index  *dedup.Index
 	lines  *lineCache
 
+	unmetered *meter.Volume // counts the cleaner and snapshots
+
 	uuid      [16]byte
 	epoch     uint64
 	ringSize  uint64
@@ -252,7 +255,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 		opt: opt, superTurn: make(chan struct{}, 1), wake: make(chan struct{}, 1), changed: make(chan struct{}),
 		volumes: map[uint32]*Volume{}, byName: map[string]*Volume{}, snaps: map[uint32]map[string]*Volume{}, nextVol: 1,
 		segs: map[uint32]*segment{}, inMemory: map[uint32]*builder{}, toSeal: make(chan *builder, 1),
-		index: dedup.NewIndex(opt.IndexBytes), lines: newLineCache(int(opt.LineBytes / LineBytes)),
+		index: dedup.NewIndex(opt.IndexBytes), lines: newLineCache(int(opt.LineBytes / LineBytes)), unmetered: meter.New(),
 	}
 	st.spare = int(min(max(opt.CapacityBytes/SegmentBytes/16, leastSpare), mostSpare))
 	st.tables.limit = opt.TableBytes

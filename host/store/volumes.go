@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/ledge-storage/ledge/host/meter"
 )
 
 // Volume is a virtual disk of 4 KiB blocks. Two states are told apart: what requests see, from
@@ -34,8 +36,9 @@ type Volume struct {
 	group       [16]byte // the snapshots of one instant have one
 	// copying counts copies of this volume, and replacing ones of others to here, that are in the log and not applied.
 	copying, replacing int
-	slots              int64 // blocks that this volume's writes brought into segments that exist
-	bytes              int64 // and what they take there, with their metadata
+	slots              int64         // blocks that this volume's writes brought into segments that exist
+	bytes              int64         // and what they take there, with their metadata
+	metered            *meter.Volume // set before the first handle is given out; nil: not metered
 }
 
 // VolumeInfo describes a volume.
@@ -218,11 +221,14 @@ func (st *Store) ResizeVolume(ctx context.Context, name string, bytes int64) err
 	})
 }
 
-// Volume returns the handle of a volume for reading and writing.
+// Volume returns the handle of a volume for reading and writing. From the first time on, the volume is metered.
 func (st *Store) Volume(name string) (*Volume, error) {
-	st.mu.RLock()
-	defer st.mu.RUnlock()
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	if v := st.byName[name]; v != nil {
+		if v.metered == nil {
+			v.metered = meter.New()
+		}
 		return v, nil
 	}
 	return nil, fmt.Errorf("%q: %w", name, ErrNotFound)
@@ -261,6 +267,15 @@ func (v *Volume) Space() (used, available, capacity int64) {
 		}
 	}
 	return v.m.mapped * BlockBytes, available, st.opt.CapacityBytes
+}
+
+// Meter is what counts the requests to v: what they do below, the store adds; they as a whole, who serves them. Snapshots
+// share one, which nobody reads: there may be too many of them.
+func (v *Volume) Meter() *meter.Volume {
+	if v.metered == nil {
+		return v.st.unmetered
+	}
+	return v.metered
 }
 
 // UUID identifies the volume for ever.

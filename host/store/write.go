@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
+	"github.com/ledge-storage/ledge/host/meter"
 	"github.com/ledge-storage/ledge/target"
 )
 
@@ -52,10 +54,21 @@ func newBatch(seq uint64) *batch { return &batch{seq: seq, done: make(chan struc
 type ringRecord struct{ seq, start uint64 }
 
 // Ticket is a staged write.
-type Ticket struct{ batches []*batch }
+type Ticket struct {
+	batches []*batch
+	meter   *meter.Volume // nil: not counted
+	queued  time.Duration
+}
+
+// Queued adds what the write waited before Stage to what it waited there.
+func (t *Ticket) Queued(d time.Duration) { t.queued += d }
 
 // Wait returns when the write is durable. If ctx ends first, it may or may not become so.
 func (t *Ticket) Wait(ctx context.Context) error {
+	if m := t.meter; m != nil {
+		m.WriteQueue.Add(t.queued)
+		defer func(start time.Duration) { m.Journal.Add(m.Now() - start) }(m.Now())
+	}
 	for _, b := range t.batches {
 		select {
 		case <-b.done:
@@ -82,7 +95,7 @@ func (v *Volume) Stage(ctx context.Context, lba uint64, data []byte) (*Ticket, e
 	if len(data)%BlockBytes != 0 {
 		return nil, fmt.Errorf("store: write of %d bytes: %w", len(data), target.ErrAlignment)
 	}
-	t, st := new(Ticket), v.st
+	t, st := &Ticket{meter: v.Meter()}, v.st
 	for len(data) > 0 {
 		n := min(len(data), st.opt.RecordBytes, (maxEntries-2)*BlockBytes)
 		ops := splitZeros(v.id, lba, data[:n])
@@ -103,6 +116,7 @@ func (v *Volume) StageZeros(ctx context.Context, lba, n uint64) (*Ticket, error)
 	if n == 0 {
 		return t, nil
 	}
+	t.meter = v.Meter()
 	return t, v.st.enqueue(ctx, v, lba, n, []op{{kind: opZero, vol: v.id, lba: lba, count: n}}, t)
 }
 
@@ -153,6 +167,7 @@ func (st *Store) enqueue(ctx context.Context, v *Volume, lba, n uint64, ops []op
 	for i := range ops {
 		payload += ops[i].payload()
 	}
+	start := t.meter.Now()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if v.snapshot {
@@ -177,6 +192,7 @@ func (st *Store) enqueue(ctx context.Context, v *Volume, lba, n uint64, ops []op
 	if err := st.wait(ctx, ready); err != nil {
 		return err
 	}
+	t.queued += t.meter.Now() - start
 	if st.closed {
 		return ErrClosed
 	}

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // rangeLock gives requests that write the same blocks an order, from reading what a partial
@@ -22,17 +23,17 @@ type heldRange struct {
 	gone        chan struct{}
 }
 
-// lock returns when blocks first to last-1 are the caller's, and the function that gives them back.
-func (l *rangeLock) lock(ctx context.Context, first, last uint64) (func(), error) {
+// lock returns when blocks first to last-1 are the caller's, the function that gives them back, and how long it waited.
+func (l *rangeLock) lock(ctx context.Context, first, last uint64) (unlock func(), waited time.Duration, err error) {
 	return l.hold(ctx, &heldRange{first: first, last: last, gone: make(chan struct{})})
 }
 
 // share is lock for readers, who exclude writers only.
-func (l *rangeLock) share(ctx context.Context, first, last uint64) (func(), error) {
+func (l *rangeLock) share(ctx context.Context, first, last uint64) (unlock func(), waited time.Duration, err error) {
 	return l.hold(ctx, &heldRange{first: first, last: last, shared: true, gone: make(chan struct{})})
 }
 
-func (l *rangeLock) hold(ctx context.Context, me *heldRange) (func(), error) {
+func (l *rangeLock) hold(ctx context.Context, me *heldRange) (func(), time.Duration, error) {
 	l.mu.Lock()
 	var before []*heldRange
 	for _, h := range l.held {
@@ -53,6 +54,10 @@ func (l *rangeLock) hold(ctx context.Context, me *heldRange) (func(), error) {
 		l.mu.Unlock()
 		close(me.gone)
 	}
+	if len(before) == 0 {
+		return unlock, 0, nil
+	}
+	start := time.Now()
 	for _, h := range before {
 		select {
 		case <-h.gone:
@@ -64,8 +69,8 @@ func (l *rangeLock) hold(ctx context.Context, me *heldRange) (func(), error) {
 				}
 				unlock()
 			}()
-			return nil, ctx.Err()
+			return nil, time.Since(start), ctx.Err()
 		}
 	}
-	return unlock, nil
+	return unlock, time.Since(start), nil
 }

@@ -13,8 +13,8 @@ package volume
 
 import (
 	"fmt"
-	"sync/atomic"
 
+	"github.com/ledge-storage/ledge/host/meter"
 	"github.com/ledge-storage/ledge/host/store"
 	"github.com/ledge-storage/ledge/target"
 )
@@ -31,22 +31,13 @@ type Device struct {
 	shift uint // log2 of the logical blocks in one of the store's
 	block uint32
 	locks rangeLock
-	stats counters
+	meter *meter.Volume
 }
 
 var _ target.Provisioned = (*Device)(nil)
 
 // lowPercent is the part of the store's capacity below which initiators are warned that space runs out.
 const lowPercent = 10
-
-type counters struct {
-	reads, writes, unmaps, compares, flushes, readBytes, writeBytes, unmapBytes, partial, errors atomic.Uint64
-}
-
-// Stats count requests since Open. Partial are writes that had to read a block first.
-type Stats struct {
-	Reads, Writes, Unmaps, Compares, Flushes, ReadBytes, WriteBytes, UnmapBytes, Partial, Errors uint64
-}
 
 // Open returns the device of the volume of that name.
 func Open(st *store.Store, name string, o Options) (*Device, error) {
@@ -60,7 +51,7 @@ func Open(st *store.Store, name string, o Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{vol: v, block: o.BlockBytes}
+	d := &Device{vol: v, block: o.BlockBytes, meter: v.Meter()}
 	for o.BlockBytes<<d.shift < store.BlockBytes {
 		d.shift++
 	}
@@ -87,21 +78,6 @@ func (d *Device) Info() target.Info {
 func (d *Device) Space() target.Space {
 	used, available, capacity := d.vol.Space()
 	return target.Space{UsedBytes: uint64(used), AvailableBytes: uint64(available), Shared: true, ThresholdBytes: uint64(capacity) / 100 * lowPercent}
-}
-
-// Stats returns the counters.
-func (d *Device) Stats() Stats {
-	c := &d.stats
-	return Stats{Reads: c.reads.Load(), Writes: c.writes.Load(), Unmaps: c.unmaps.Load(), Compares: c.compares.Load(), Flushes: c.flushes.Load(),
-		ReadBytes: c.readBytes.Load(), WriteBytes: c.writeBytes.Load(), UnmapBytes: c.unmapBytes.Load(), Partial: c.partial.Load(), Errors: c.errors.Load()}
-}
-
-// failed counts an error on its way to the engine.
-func (d *Device) failed(err error) error {
-	if err != nil {
-		d.stats.errors.Add(1)
-	}
-	return err
 }
 
 // extent is a range of bytes, and the store's blocks that hold it.

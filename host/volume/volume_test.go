@@ -161,8 +161,10 @@ func TestModel(t *testing.T) {
 		if err := d.Read(ctx, 0, [][]byte{all}); err != nil || !bytes.Equal(all, model) {
 			t.Fatalf("the end: %v", err)
 		}
-		if s := d.Stats(); s.Errors != 0 || s.Writes == 0 || (s.Partial == 0) != (block == 4096) {
-			t.Errorf("%+v", s)
+		m := d.meter
+		reads, writes := m.Reads.Counts(), m.Writes.Counts()
+		if m.Reads.Errors.Load()+m.Writes.Errors.Load()+m.Unmaps.Errors.Load() != 0 || reads.N() == 0 || writes.N() == 0 || (m.Partial.Load() == 0) != (block == 4096) {
+			t.Errorf("%d reads, %d writes, %d partial", reads.N(), writes.N(), m.Partial.Load())
 		}
 	}
 }
@@ -252,17 +254,17 @@ func TestRefusals(t *testing.T) {
 // A request that gives up while it waits for a range lets those behind it go on.
 func TestRangeLockGivesUp(t *testing.T) {
 	var l rangeLock
-	first, err := l.lock(t.Context(), 0, 10)
+	first, _, err := l.lock(t.Context(), 0, 10)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := l.lock(ctx, 5, 15); !errors.Is(err, context.Canceled) {
+	if _, _, err := l.lock(ctx, 5, 15); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 	first()
-	third, err := l.lock(t.Context(), 0, 20)
+	third, _, err := l.lock(t.Context(), 0, 20)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package volume
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/ledge-storage/ledge/host/store"
@@ -18,22 +19,27 @@ import (
 
 // Write stores src from lba on. It is durable on return, with or without fua.
 func (d *Device) Write(ctx context.Context, lba uint64, src [][]byte, fua bool) error {
+	start := d.meter.Now()
 	n, err := d.bytesOf(src)
-	if err != nil {
-		return d.failed(err)
+	if err == nil {
+		err = d.write(ctx, lba, n, src)
 	}
+	d.meter.End(&d.meter.Writes, start, n, err)
+	return err
+}
+
+// write stores n bytes.
+func (d *Device) write(ctx context.Context, lba, n uint64, src [][]byte) error {
 	e, err := d.extentOf(lba, n/uint64(d.block))
 	if err != nil || n == 0 {
-		return d.failed(err)
+		return err
 	}
-	d.stats.writes.Add(1)
-	d.stats.writeBytes.Add(n)
-	return d.failed(d.locked(ctx, e, func() (*store.Ticket, error) { return d.stage(ctx, e, src) }))
+	return d.locked(ctx, e, func() (*store.Ticket, error) { return d.stage(ctx, e, src) })
 }
 
 // locked calls f with the extent's blocks locked, and waits for its ticket without.
 func (d *Device) locked(ctx context.Context, e extent, f func() (*store.Ticket, error)) error {
-	unlock, err := d.locks.lock(ctx, e.first, e.last)
+	unlock, waited, err := d.locks.lock(ctx, e.first, e.last)
 	if err != nil {
 		return err
 	}
@@ -42,6 +48,7 @@ func (d *Device) locked(ctx context.Context, e extent, f func() (*store.Ticket, 
 	if err != nil {
 		return err
 	}
+	t.Queued(waited)
 	return t.Wait(ctx)
 }
 
@@ -66,7 +73,7 @@ func (d *Device) stage(ctx context.Context, e extent, src [][]byte) (*store.Tick
 
 // edges fills the first and last block of p with what is there, where e covers them in part.
 func (d *Device) edges(ctx context.Context, e extent, p []byte) error {
-	d.stats.partial.Add(1)
+	d.meter.Partial.Add(1)
 	if e.from%store.BlockBytes != 0 || e.last-e.first == 1 {
 		if err := d.vol.ReadStaged(ctx, e.first, p[:store.BlockBytes]); err != nil {
 			return err
@@ -80,19 +87,25 @@ func (d *Device) edges(ctx context.Context, e extent, p []byte) error {
 
 // Unmap frees the ranges. Whole 4 KiB blocks take no space afterwards; all of it reads as zeros.
 func (d *Device) Unmap(ctx context.Context, ranges []target.Range) error {
+	start := d.meter.Now()
+	n, err := d.unmap(ctx, ranges)
+	d.meter.End(&d.meter.Unmaps, start, n, err)
+	return err
+}
+
+func (d *Device) unmap(ctx context.Context, ranges []target.Range) (bytes uint64, err error) {
 	for _, r := range ranges { // all are checked before the first is touched
 		if _, err := d.extentOf(r.LBA, r.Blocks); err != nil {
-			return d.failed(err)
+			return 0, err
 		}
 	}
-	d.stats.unmaps.Add(1)
 	for _, r := range ranges {
 		if err := d.zero(ctx, r.LBA, r.Blocks); err != nil {
-			return d.failed(err)
+			return 0, err
 		}
-		d.stats.unmapBytes.Add(r.Blocks * uint64(d.block))
+		bytes += r.Blocks * uint64(d.block)
 	}
-	return nil
+	return bytes, nil
 }
 
 // zero makes a range read as zeros.
@@ -130,20 +143,25 @@ func (d *Device) zero(ctx context.Context, lba, blocks uint64) error {
 
 func zeros(n uint64) [][]byte { return [][]byte{make([]byte, n)} }
 
-// WriteSame stores block in each of blocks logical blocks; nil and zeros free them.
+// WriteSame stores block in each of blocks logical blocks; nil and zeros free them, and count as an unmap.
 func (d *Device) WriteSame(ctx context.Context, lba, blocks uint64, block []byte) error {
-	if _, err := d.extentOf(lba, blocks); err != nil {
-		return d.failed(err)
-	}
-	if block != nil && len(block) != int(d.block) {
-		return d.failed(fmt.Errorf("volume: block of %d bytes: %w", len(block), target.ErrAlignment))
-	}
-	d.stats.writes.Add(1)
+	start, kind, f := d.meter.Now(), &d.meter.Writes, d.writeSame
 	if len(bytes.Trim(block, "\x00")) == 0 {
-		d.stats.unmapBytes.Add(blocks * uint64(d.block))
-		return d.failed(d.zero(ctx, lba, blocks))
+		kind, f = &d.meter.Unmaps, func(ctx context.Context, lba, blocks uint64, _ []byte) error { return d.zero(ctx, lba, blocks) }
 	}
-	d.stats.writeBytes.Add(blocks * uint64(d.block))
+	_, err := d.extentOf(lba, blocks)
+	if err == nil && block != nil && len(block) != int(d.block) {
+		err = fmt.Errorf("volume: block of %d bytes: %w", len(block), target.ErrAlignment)
+	}
+	if err == nil {
+		err = f(ctx, lba, blocks, block)
+	}
+	d.meter.End(kind, start, blocks*uint64(d.block), err)
+	return err
+}
+
+// writeSame is WriteSame of what is not zeros.
+func (d *Device) writeSame(ctx context.Context, lba, blocks uint64, block []byte) error {
 	const atOnce = 1 << 20
 	p := bytes.Repeat(block, int(min(blocks, atOnce/uint64(d.block))))
 	for blocks > 0 {
@@ -153,7 +171,7 @@ func (d *Device) WriteSame(ctx context.Context, lba, blocks uint64, block []byte
 			err = d.locked(ctx, e, func() (*store.Ticket, error) { return d.stage(ctx, e, [][]byte{p[:n*uint64(d.block)]}) })
 		}
 		if err != nil {
-			return d.failed(err)
+			return err
 		}
 		lba, blocks = lba+n, blocks-n
 	}
@@ -163,14 +181,24 @@ func (d *Device) WriteSame(ctx context.Context, lba, blocks uint64, block []byte
 // CompareAndWrite writes write at lba if what is there equals compare, atomically against all
 // other writes of the device.
 func (d *Device) CompareAndWrite(ctx context.Context, lba uint64, compare, write []byte) error {
+	start := d.meter.Now()
+	err := d.compareAndWrite(ctx, lba, compare, write)
+	if differs := (*target.MiscompareError)(nil); errors.As(err, &differs) { // an answer, not a failure
+		d.meter.End(&d.meter.Writes, start, 0, nil)
+		return err
+	}
+	d.meter.End(&d.meter.Writes, start, uint64(len(write)), err)
+	return err
+}
+
+func (d *Device) compareAndWrite(ctx context.Context, lba uint64, compare, write []byte) error {
 	if len(compare) != len(write) || len(compare)%int(d.block) != 0 {
-		return d.failed(fmt.Errorf("volume: compare %d bytes, write %d: %w", len(compare), len(write), target.ErrAlignment))
+		return fmt.Errorf("volume: compare %d bytes, write %d: %w", len(compare), len(write), target.ErrAlignment)
 	}
 	e, err := d.extentOf(lba, uint64(len(compare))/uint64(d.block))
 	if err != nil || len(compare) == 0 {
-		return d.failed(err)
+		return err
 	}
-	d.stats.compares.Add(1)
 	var differs *target.MiscompareError
 	err = d.locked(ctx, e, func() (*store.Ticket, error) {
 		p := make([]byte, (e.last-e.first)*store.BlockBytes)
@@ -189,13 +217,12 @@ func (d *Device) CompareAndWrite(ctx context.Context, lba uint64, compare, write
 		return d.vol.Stage(ctx, e.first, p)
 	})
 	if err == nil && differs != nil {
-		return differs // an answer, not a failure
+		return differs
 	}
-	return d.failed(err)
+	return err
 }
 
 // Flush has nothing to do: what was acknowledged is durable.
 func (d *Device) Flush(ctx context.Context) error {
-	d.stats.flushes.Add(1)
 	return ctx.Err()
 }

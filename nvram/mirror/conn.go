@@ -76,7 +76,10 @@ type conn struct {
 }
 
 // serve runs a connection to its end.
-func (l *Link) serve(nc net.Conn) error {
+func (l *Link) serve(nc net.Conn) (err error) {
+	if l.opts.Watch != nil {
+		defer func() { l.opts.Watch.Down(nc, fault(err)) }()
+	}
 	c := &conn{link: l, nc: nc, out: make(chan outgoing, 64), over: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancelCause(l.ctx)
 	stop := context.AfterFunc(c.ctx, c.hurry)
@@ -91,9 +94,19 @@ func (l *Link) serve(nc net.Conn) error {
 	if !l.adopt(c) {
 		return errRole
 	}
-	err := c.run()
+	err = c.run()
 	close(c.over)
 	return err
+}
+
+// fault is err, where the transport, or a stranger at its other end, may be why the connection ended. The partner's own end
+// of it (io.EOF) is none: each of its changes of role is one.
+func fault(err error) error {
+	var ne net.Error
+	if errors.Is(err, ErrAuth) || errors.Is(err, ErrProtocol) || errors.As(err, &ne) {
+		return err
+	}
+	return nil
 }
 
 // close ends the connection for a reason; the first counts.

@@ -1,5 +1,5 @@
 // Package mirror carries a controller's nvram log to its partner, over one authenticated connection (TCP, or shared memory by
-// package window) that also takes control messages both ways.
+// package window; package fallback has both and chooses) that also takes control messages both ways.
 //
 // It owns the connection and the order of what goes over it. It promises: frames reach the partner's mirror
 // in log order, each acknowledged once it is durable there; a partner that is not of this shelf, or does
@@ -86,8 +86,8 @@
 //  10. Tails moved while the standby lagged: Trim makes it incomplete in the same superblock write.
 //  11. Old owner, fenced, still connected or reconnecting: the standby that takes over stops receiving before it
 //     replays, and its next Hello is an owner's of a newer epoch. A standby that saw a newer epoch refuses Start.
-//  12. Two connections at once (the partner restarted, its old TCP lives): the newer authenticated one ends the
-//     older, and receiving starts only when the older's last write is over.
+//  12. Two connections at once (the partner restarted, its old TCP lives; or one comes over TCP while the window's is not known
+//     to be lost, or the other way about): the newer authenticated one ends the older, and receiving starts only when the older's last write is over.
 //  13. Replayed or reordered bytes on the wire: nonces are fresh, sequence numbers and checksums end the connection.
 //     Who can alter TCP payload in flight can forge records after the handshake: the link is a cable between
 //     two boards, or is to be carried by something that authenticates it.

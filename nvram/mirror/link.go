@@ -21,6 +21,9 @@ type Options struct {
 	Listener net.Listener // closed by Close
 	Dial     func(ctx context.Context) (net.Conn, error)
 
+	// Watch, if not nil, is told what becomes of the connections.
+	Watch Watcher
+
 	Heartbeat time.Duration // a sign of life at least so often; 0 means 500 ms
 	Timeout   time.Duration // a partner silent for so long is gone; 0 means 2 s
 	Retry     time.Duration // from one attempt to connect to the next; 0 means 200 ms
@@ -33,6 +36,15 @@ type Options struct {
 	// OnPeer gets each change of Peer, in order. The same holds.
 	OnPeer func(Peer)
 	Logger *slog.Logger
+}
+
+// Watcher is who chooses between transports (package fallback). Its methods must not wait.
+type Watcher interface {
+	// Up: nc is the partner's, authenticated, and the one in use.
+	Up(nc net.Conn)
+	// Down: nc, which may never have been up, is over. fault is why, where the transport or who is at its other end may be
+	// to blame; nil where a side ended it.
+	Down(nc net.Conn, fault error)
 }
 
 func (o *Options) validate() error {
@@ -74,6 +86,10 @@ type Peer struct {
 	Role       string // "none", "owner", "standby"
 	// Epoch of an owner, or the newest that a standby saw.
 	Epoch uint64
+	// Transport is the network that the connection is over ("tcp", "unix", "window"), and since when it is up; empty while
+	// there is none.
+	Transport string
+	Since     time.Time
 	// Why the connection before ended, for people; empty while connected.
 	Lost string
 }
@@ -320,10 +336,14 @@ func (l *Link) adopt(c *conn) bool {
 		old := l.conn
 		if old == nil {
 			l.conn = c
-			l.peer = Peer{Connected: true, Controller: string(c.peer.controller), Role: c.peer.role.String(), Epoch: c.peer.epoch}
+			l.peer = Peer{Connected: true, Controller: string(c.peer.controller), Role: c.peer.role.String(), Epoch: c.peer.epoch,
+				Transport: c.nc.RemoteAddr().Network(), Since: time.Now()}
+			if l.opts.Watch != nil {
+				l.opts.Watch.Up(c.nc)
+			}
 			l.notify()
 			l.mu.Unlock()
-			l.opts.Logger.Info("mirror link up", "partner", string(c.peer.controller), "role", c.peer.role, "epoch", c.peer.epoch)
+			l.opts.Logger.Info("mirror link up", "transport", c.nc.RemoteAddr().Network(), "partner", string(c.peer.controller), "role", c.peer.role, "epoch", c.peer.epoch)
 			return true
 		}
 		l.mu.Unlock()
@@ -339,6 +359,7 @@ func (l *Link) abandon(c *conn, err error) {
 	if l.conn == c {
 		l.conn = nil
 		l.peer.Connected, l.peer.Lost = false, err.Error()
+		l.peer.Transport, l.peer.Since = "", time.Time{}
 		l.notify()
 	}
 }

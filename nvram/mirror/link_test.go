@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,8 @@ type pair struct {
 	own     *nvramtest.Region // A's log
 	other   *nvramtest.Region // B's mirror
 	witness *nvramtest.Witness
+
+	away atomic.Bool // B dials nobody
 
 	mu       sync.Mutex
 	controls []string

@@ -45,7 +45,7 @@ type Options struct {
 	Dir                    string
 	Drives                 int
 	DriveBytes, NVRAMBytes int64
-	// Window makes the mirror link one through shared memory; else it is a socket.
+	// Window gives the mirror link shared memory beside its socket.
 	Window bool
 }
 
@@ -73,12 +73,12 @@ func New(o Options) (*Shelf, error) {
 	}
 	for _, c := range []string{"A", "B"} {
 		link := "unix:" + filepath.Join(o.Dir, "mirror.sock")
-		if o.Window {
-			link = "window:" + filepath.Join(o.Dir, "mirror.window")
-		}
 		mirror := map[string]any{"listen": link}
 		if c == "B" {
 			mirror = map[string]any{"dial": link}
+		}
+		if o.Window {
+			mirror["window"], mirror["window_create"] = s.Window(), true
 		}
 		text, err := json.MarshalIndent(map[string]any{
 			"shelf": "qa", "controller": c, "secret": "a secret of the qa shelf", "api_listen": "unix:" + s.socket(c),
@@ -95,8 +95,9 @@ func New(o Options) (*Shelf, error) {
 	return s, nil
 }
 
-// Drive, NVRAM, Config, Log and socket are the files of the shelf.
+// Drive, Window, NVRAM, Config, Log and socket are the files of the shelf.
 func (s *Shelf) Drive(i int) string     { return filepath.Join(s.Dir, fmt.Sprintf("drive%02d.img", i)) }
+func (s *Shelf) Window() string         { return filepath.Join(s.Dir, "mirror.window") }
 func (s *Shelf) NVRAM(c string) string  { return filepath.Join(s.Dir, "nvram-"+c+".img") }
 func (s *Shelf) Config(c string) string { return filepath.Join(s.Dir, c+".json") }
 func (s *Shelf) Log(c string) string    { return filepath.Join(s.Dir, c+".log") }
@@ -199,6 +200,8 @@ type Status struct {
 	Partner            struct {
 		Connected bool
 		Mirror    string
+		Transport string
+		Fallback  *struct{ Reason string }
 	}
 	LUNs []struct {
 		Name string

@@ -2,6 +2,7 @@ package shelf
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -203,7 +204,64 @@ func (r *rig) check(when string) {
 func TestTakeovers(t *testing.T) { takeovers(start(t)) }
 
 // TestTakeoversOverWindow is the same with the mirror link in shared memory.
-func TestTakeoversOverWindow(t *testing.T) { takeovers(startWith(t, Options{Window: true})) }
+func TestTakeoversOverWindow(t *testing.T) {
+	r := startWith(t, Options{Window: true})
+	r.linked("window")
+	takeovers(r)
+}
+
+// linked waits until both controllers say that the mirror link is over a transport.
+func (r *rig) linked(transport string) (b Status) {
+	r.Helper()
+	for _, c := range []string{"A", "B"} {
+		st, err := r.Wait(r.ctx, c, "mirrored over "+transport, func(st Status) bool { return st.Partner.Connected && st.Partner.Transport == transport })
+		r.must(st, err)
+		b = st
+	}
+	return b
+}
+
+// TestWindowLost: the window dies under writes, the socket stands in, and the next connection after the window is back is through it.
+func TestWindowLost(t *testing.T) {
+	r := startWith(t, Options{Window: true})
+	r.inSync("A")
+	r.linked("window")
+	r.write()
+	r.more(100)
+	info, err := os.Stat(r.Window())
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := errors.Join(os.Rename(r.Window(), r.Window()+".old"), os.Truncate(r.Window()+".old", 0), os.WriteFile(r.Window(), []byte("no window any more"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	st := r.linked("unix")
+	t.Logf("over the socket after %v", time.Since(began))
+	if st.Partner.Fallback == nil || !strings.Contains(st.Partner.Fallback.Reason, "too small") {
+		t.Errorf("%+v", st.Partner)
+	}
+	r.more(100)
+	r.inSync("A")
+	if text, _ := os.ReadFile(r.Window()); string(text) != "no window any more" {
+		t.Errorf("what is no window was written to: %d bytes", len(text))
+	}
+	if err := os.Truncate(r.Window(), 0); err != nil { // empty, and window_create
+		t.Fatal(err)
+	}
+	r.more(100)
+	time.Sleep(6 * time.Second)              // the one that listens looks again by then
+	r.call("B", "POST", "/v1/takeover", nil) // a change of role is a new connection
+	r.owner("B")
+	r.standby("A")
+	r.linked("window")
+	r.more(100)
+	r.inSync("B")
+	r.check("the window lost and back")
+	if now, err := os.Stat(r.Window()); err != nil || now.Size() != info.Size() {
+		t.Error(now, err)
+	}
+}
 
 func takeovers(r *rig) {
 	r.write()

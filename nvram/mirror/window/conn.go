@@ -18,6 +18,7 @@ import (
 const (
 	longestNap   = 500 * time.Microsecond // where nobody can ring
 	longestSleep = 50 * time.Millisecond  // where the other may have died between a look and the bell
+	longestWait  = 20 * time.Millisecond  // for a partner that is not there yet, where nobody can ring
 	// lingerFor is how long Close waits for the other side to take what was written.
 	lingerFor = 100 * time.Millisecond
 )
@@ -35,7 +36,7 @@ type Conn struct {
 type end struct {
 	mu       sync.Mutex
 	at       uint64       // bytes so far
-	deadline atomic.Int64 // nanoseconds since 1970; 0: none
+	deadline atomic.Int64 // nanoseconds after the window was opened; 0: none
 }
 
 // connect begins a session and waits until the other side has one.
@@ -77,9 +78,10 @@ func (w *Window) connect(ctx context.Context) (*Conn, error) {
 			return nil
 		})
 		if done && err == nil {
+			w.peer.answered(time.Now()) // nobody else knows c.self
 			return c, nil
 		}
-		nap = min(2*nap, 5*time.Millisecond)
+		nap = min(2*nap, longestWait)
 		if err == nil {
 			err = ctx.Err()
 		}
@@ -131,7 +133,7 @@ func (c *Conn) await(e *end, ready func() (uint64, error)) (uint64, error) {
 		}
 		left := time.Hour
 		if d := e.deadline.Load(); d != 0 {
-			left = time.Duration(d - now.UnixNano())
+			left = time.Duration(d) - now.Sub(w.began)
 		}
 		n, err := ready()
 		switch {
@@ -145,6 +147,8 @@ func (c *Conn) await(e *end, ready func() (uint64, error)) (uint64, error) {
 			return n, err
 		case !c.standing():
 			return 0, ErrLost
+		case w.peer.dead.Load():
+			return 0, ErrDead
 		}
 		if now.Sub(began) < w.opts.Spin {
 			runtime.Gosched()
@@ -216,6 +220,9 @@ func (c *Conn) WriteBuffers(bufs [][]byte) (n int64, err error) {
 				if !c.standing() {
 					return 0, ErrLost
 				}
+				if w.peer.dead.Load() {
+					return 0, ErrDead // though there be room
+				}
 				if taken > c.write.at || c.write.at-taken > w.ring {
 					return 0, fmt.Errorf("%w: %d bytes taken of %d", ErrProtocol, taken, c.write.at)
 				}
@@ -262,7 +269,7 @@ func (c *Conn) Close() error {
 	for end := time.Now().Add(lingerFor); time.Now().Before(end); {
 		waits := false
 		err := w.guard(func() error {
-			waits = c.standing() && load(w.other, offTaken) < load(w.own, offPut)
+			waits = c.standing() && !w.peer.dead.Load() && load(w.other, offTaken) < load(w.own, offPut)
 			return nil
 		})
 		if err != nil || !waits {
@@ -302,7 +309,10 @@ func (c *Conn) setDeadline(e *end, t time.Time) error {
 	}
 	ns := int64(0)
 	if !t.IsZero() {
-		ns = max(t.UnixNano(), 1)
+		// What has passed already is any time before the window was opened. Sub is by the monotonic clock where t has it.
+		if ns = max(t.Sub(c.w.began).Nanoseconds(), -1); ns == 0 {
+			ns = -1
+		}
 	}
 	sooner := ns != 0 && (e.deadline.Load() == 0 || ns < e.deadline.Load())
 	e.deadline.Store(ns)

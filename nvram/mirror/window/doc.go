@@ -2,8 +2,8 @@
 // non-transparent bridge, the shared memory of QEMU's ivshmem device (a BAR's file below /sys/bus/pci/devices), or an
 // ordinary file, for two processes of one machine.
 //
-// It cannot tell an end that died from one that is silent, as a socket on one machine can: that is for the protocol's
-// time-out, so that a takeover after the death of a process takes what it takes after that of a machine.
+// A process that dies leaves its session standing in memory. So each side counts in its block ten times a second,
+// whether there is a connection or not, and one whose counter has stood still for 1.5 s is dead (ErrDead).
 //
 // It owns the layout of that memory, and gives net.Conn and net.Listener, so that nvram/mirror runs over it as it runs
 // over TCP, with its own authentication, checksums, heartbeats and time-outs. It promises an ordered stream of bytes
@@ -14,7 +14,7 @@
 //
 // # Layout
 //
-// Version 1, little endian. Each side writes its own block and its own ring only. The rings are the largest power of two, up
+// Version 2, little endian. Each side writes its own block and its own ring only. The rings are the largest power of two, up
 // to 16 MiB, of which two find room behind 64 KiB; the window's size must be the same for both.
 //
 //	at 4096: block of A; at 8192: block of B     at 65536: ring from A to B; behind it the one from B to A
@@ -27,6 +27,11 @@
 //	 256  8 bytes that this side has taken from the other's ring in this session
 //	 320  4 bell: changes with each of the two above
 //	 384  4 how many of this side sleep until the other's bell changes
+//	 448  8 alive: counts up every 100 ms while this side has the window open, from whatever it was
+//
+// Version 1 had no alive: whoever read from a dead process waited for the protocol's time-out. Two sides of different
+// versions refuse each other (ErrLayout). A window that nobody has used is zero; each side
+// writes its magic first, and Open refuses what is neither zero nor has it.
 //
 // A side begins a session with counters of 0 and then a number that it never had before, and accepts the other's session
 // when it sees one. The connection stands while each has the other's present session accepted; whoever sees

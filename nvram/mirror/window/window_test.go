@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -21,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t testing.TB, path string, side byte) *Window {
 	t.Helper()
-	w, err := Open(Options{Path: path, Side: side})
+	w, err := Open(Options{Path: path, Side: side, Create: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +256,7 @@ func TestWrongWindows(t *testing.T) {
 	// The other side has another version.
 	path := filepath.Join(dir, "window")
 	a, b := open(t, path, 'A'), open(t, path, 'B')
-	binary.LittleEndian.PutUint32(b.own[8:], 2)
+	binary.LittleEndian.PutUint32(b.own[8:], version+1)
 	store(b.own, offSession, 7)
 	if _, err := a.Dial(t.Context()); !errors.Is(err, ErrLayout) {
 		t.Error(err)
@@ -266,6 +267,78 @@ func TestWrongWindows(t *testing.T) {
 	defer cancel()
 	if _, err := a.Dial(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
+	}
+}
+
+// What is not a window is left as it is, and what is not there is not made.
+func TestOpenWritesNothing(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "none")
+	if _, err := Open(Options{Path: path, Side: 'A'}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a path that is not there: %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it was made: %v", err)
+	}
+	at := func(off int, text string) []byte {
+		b := make([]byte, MinBytes)
+		copy(b[off:], text)
+		return b
+	}
+	for name, c := range map[string]struct {
+		content []byte
+		create  bool
+		want    error
+	}{
+		"empty": {nil, false, ErrSize}, "short": {[]byte("notes"), true, ErrSize},
+		"text before the blocks": {at(0, "a disk's image"), true, ErrForeign}, "behind them": {at(rings-1, "x"), false, ErrForeign},
+		"in A's magic": {at(blockA, "LEDGENVR"), true, ErrForeign}, "in B's": {at(blockB, "LEDGEWIM"), true, ErrForeign},
+		"all ones":                        {bytes.Repeat([]byte{0xff}, MinBytes), false, ErrForeign}, // a bridge without its other side
+		"one side":                        {append(at(blockA, magic)[:blockB], at(0, "foreign")...), false, ErrForeign},
+		"emptied under one who counts on": {at(blockB+offAlive, "\x07"), false, nil},
+		"zero":                            {at(0, ""), false, nil}, "a window": {at(blockB, magic+"\x01"), false, nil},
+	} {
+		path := filepath.Join(dir, name)
+		os.WriteFile(path, c.content, 0o600)
+		w, err := Open(Options{Path: path, Side: 'A', Create: c.create})
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		if err == nil {
+			w.Close()
+		} else if now, _ := os.ReadFile(path); !bytes.Equal(now, c.content) {
+			t.Errorf("%s: it was written to, or made longer", name)
+		}
+	}
+	// Both sides make it at once.
+	for i := range 50 {
+		path := filepath.Join(dir, fmt.Sprint("both", i))
+		var wg sync.WaitGroup
+		for _, side := range []byte{'A', 'B'} {
+			wg.Go(func() {
+				w, err := Open(Options{Path: path, Side: side, Create: true})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				w.Close()
+			})
+		}
+		wg.Wait()
+	}
+	// The path comes to name another file.
+	path = filepath.Join(dir, "moved")
+	w := open(t, path, 'A')
+	if w.Replaced() {
+		t.Error("replaced at once")
+	}
+	os.Remove(path)
+	if !w.Replaced() {
+		t.Error("removed, and not seen")
+	}
+	os.WriteFile(path, make([]byte, DefaultBytes), 0o600)
+	if !w.Replaced() {
+		t.Error("another file, and not seen")
 	}
 }
 

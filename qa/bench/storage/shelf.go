@@ -135,11 +135,11 @@ func overTCP(string) (link, error) {
 // overWindow makes one through shared memory.
 func overWindow(dir string) (link, error) {
 	path := filepath.Join(dir, "window")
-	a, err := window.Open(window.Options{Path: path, Side: 'A'})
+	a, err := window.Open(window.Options{Path: path, Side: 'A', Create: true})
 	if err != nil {
 		return link{}, err
 	}
-	b, err := window.Open(window.Options{Path: path, Side: 'B'})
+	b, err := window.Open(window.Options{Path: path, Side: 'B', Create: true})
 	if err != nil {
 		return link{}, errors.Join(err, a.Close())
 	}

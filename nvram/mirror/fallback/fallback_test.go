@@ -1,0 +1,157 @@
+package fallback
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/ledge-storage/ledge/nvram/mirror/window"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// rig is the dialing side, with a partner on the window and one at TCP that are there or not.
+type rig struct {
+	*testing.T
+	tr  *Transport
+	w   *window.Window
+	tcp bool
+}
+
+func newRig(t *testing.T) *rig {
+	r := &rig{T: t, tcp: true}
+	path := filepath.Join(t.TempDir(), "window")
+	w, err := window.Open(window.Options{Path: path, Side: 'A', Create: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.w = w
+	t.Cleanup(func() { w.Close() })
+	r.tr = New(Options{Window: window.Options{Path: path, Side: 'B'}, Answer: 50 * time.Millisecond, Stable: time.Hour, Rest: time.Minute, MostRest: 5 * time.Minute,
+		Dial: func(context.Context) (net.Conn, error) {
+			if !r.tcp {
+				return nil, errors.New("connection refused")
+			}
+			a, b := net.Pipe()
+			t.Cleanup(func() { a.Close(); b.Close() })
+			return a, nil
+		}})
+	t.Cleanup(func() { r.tr.Close() })
+	return r
+}
+
+// dial makes a connection, tells that it is up, and names its transport.
+func (r *rig) dial(there bool) (net.Conn, string) {
+	r.Helper()
+	if there {
+		ctx, cancel := context.WithCancel(r.Context())
+		done := make(chan net.Conn)
+		go func() {
+			c, _ := r.w.Dial(ctx)
+			done <- c
+		}()
+		defer func() {
+			cancel()
+			if c := <-done; c != nil {
+				c.Close()
+			}
+		}()
+	}
+	nc, err := r.tr.Dial(r.Context())
+	if err != nil {
+		return nil, err.Error()
+	}
+	r.tr.Up(nc)
+	return nc, nc.RemoteAddr().Network()
+}
+
+func (r *rig) end(nc net.Conn, fault error) {
+	nc.Close()
+	r.tr.Down(nc, fault)
+}
+
+func (r *rig) want(got, want string) {
+	r.Helper()
+	if !strings.Contains(got, want) {
+		r.Errorf("%s, want %s", got, want)
+	}
+}
+
+// rested lets the window's rest pass, which must be of a length.
+func (r *rig) rested(want time.Duration) {
+	r.Helper()
+	r.tr.mu.Lock()
+	defer r.tr.mu.Unlock()
+	if left := time.Until(r.tr.rest); left > want || left < want-10*time.Second {
+		r.Errorf("it rests for %v, want %v", left, want)
+	}
+	r.tr.rest = time.Time{}
+}
+
+// A window that does not hold: the first short connection is forgiven, then it rests, twice as long each time.
+func TestStrikes(t *testing.T) {
+	r := newRig(t)
+	nc, over := r.dial(true)
+	r.want(over, "window")
+	r.end(nc, errors.New("mirror: wrong proof"))
+	nc, over = r.dial(true)
+	r.want(over, "window")
+	r.end(nc, errors.New("memory fault"))
+	for i, rest := range []time.Duration{1, 2, 4, 5, 5} {
+		nc, over = r.dial(true)
+		r.want(over, "pipe") // though somebody is on the window
+		r.end(nc, errors.New("mirror: wrong proof"))
+		r.want(r.tr.Fallback().Reason, "memory fault")
+		r.rested(rest * time.Minute)
+		nc, over = r.dial(true)
+		r.want(over, "window")
+		r.end(nc, errors.New("memory fault"))
+		if t.Failed() {
+			t.Fatal("round", i)
+		}
+	}
+	// While it rests and TCP has nobody either, it is better than nothing.
+	r.tcp = false
+	nc, over = r.dial(true)
+	r.want(over, "window")
+	// One that lasts clears all.
+	r.tr.mu.Lock()
+	r.tr.since = time.Now().Add(-2 * time.Hour)
+	r.tr.mu.Unlock()
+	r.end(nc, errors.New("mirror: wrong proof"))
+	if r.tr.strikes != 0 {
+		t.Error(r.tr.strikes, "strikes")
+	}
+}
+
+// A partner that is away on both teaches nothing; one that is on TCP only does.
+func TestPartnerAway(t *testing.T) {
+	r := newRig(t)
+	r.tcp = false
+	for range 3 {
+		_, err := r.dial(false)
+		r.want(err, "refused")
+	}
+	if f := r.tr.Fallback(); r.tr.strikes != 0 || r.tr.resting() || !f.At.IsZero() {
+		t.Errorf("%d strikes, %+v", r.tr.strikes, f)
+	}
+	r.tcp = true
+	nc, over := r.dial(false)
+	r.want(over, "pipe")
+	r.want(r.tr.Fallback().Reason, "does not answer")
+	r.end(nc, nil)
+	r.rested(time.Minute)
+	// The end of a connection by this side's own doing is no failure.
+	// Nor is that the partner left, or died.
+	for i := range 9 {
+		nc, over = r.dial(true)
+		r.want(over, "window")
+		r.end(nc, []error{nil, window.ErrLost, window.ErrDead}[i%3])
+	}
+}
