@@ -146,3 +146,61 @@ func BenchmarkCacheHit(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkMapMiss reads 4 KiB at random, from the shelf, with maps of 16 MiB in memory or a tenth of them, and writes likewise. Each page
+// is full and its blocks lie anywhere, so that it takes 4 KiB. (So small a limit no agent has; it makes writes dearer: each checkpoint
+// writes pages again up to a segment's worth, here for one tenth of that.)
+func BenchmarkMapMiss(b *testing.B) {
+	const blocks, different = 4096 * pageEntries, 8192
+	p := &power{}
+	j, s := &sink{*newMemory(b, p, 256<<20, false), false}, &sink{*newMemory(b, p, 1<<50, false), true}
+	o := Options{Journal: j, Segments: s, IndexBytes: 256 << 20, LineBytes: 1 << 20, CapacityBytes: 1 << 40}
+	st := open(b, o)
+	_, err := st.CreateVolume(b.Context(), "a", 1<<40)
+	must(b, err)
+	v := volume(b, st, "a")
+	data := noise(1, different)
+	rng := rand.New(rand.NewPCG(1, 1))
+	for lba := uint64(0); lba < blocks; lba += 256 {
+		var p []byte
+		for range 256 {
+			p = append(p, data[rng.IntN(different)*BlockBytes:][:BlockBytes]...)
+		}
+		must(b, v.Write(b.Context(), lba, p))
+	}
+	must(b, st.Close(b.Context()))
+	dst := make([]byte, BlockBytes)
+	for _, bed := range []struct {
+		name  string
+		bytes int64
+	}{{"all", 1 << 30}, {"a tenth", 4096 * (pageBytes/10 + stubBytes)}} {
+		o.MapBytes = bed.bytes
+		st := open(b, o)
+		v := volume(b, st, "a")
+		for lba := uint64(0); lba < blocks; lba += pageEntries {
+			must(b, v.Read(b.Context(), lba, dst))
+		}
+		b.Run("read "+bed.name, func(b *testing.B) {
+			before := st.Stats()
+			reads := s.reads
+			for b.Loop() {
+				must(b, v.Read(b.Context(), rng.Uint64N(blocks), dst))
+			}
+			after := st.Stats()
+			b.ReportMetric(float64(s.reads-reads)/float64(b.N), "reads/op")
+			b.ReportMetric(float64(after.PagesRead-before.PagesRead)/float64(b.N), "pages/op")
+			b.ReportMetric(float64(after.MapBytes)/(1<<20), "MiB")
+		})
+		b.Run("write "+bed.name, func(b *testing.B) {
+			before := st.Stats()
+			for b.Loop() {
+				must(b, v.Write(b.Context(), rng.Uint64N(blocks), data[rng.IntN(different)*BlockBytes:][:BlockBytes]))
+			}
+			must(b, st.Sync(b.Context()))
+			after := st.Stats()
+			b.ReportMetric(float64(after.PagesWritten-before.PagesWritten)/float64(b.N), "pages/op")
+			b.ReportMetric(float64(after.Checkpoints-before.Checkpoints)/float64(b.N), "checkpoints/op")
+		})
+		must(b, st.Close(b.Context()))
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/ledge-storage/ledge/host/dedup"
+
+	"github.com/ledge-storage/ledge/target"
 )
 
 // Cleaning turns segments of which little is referenced into free ones: what is referenced moves to
@@ -391,7 +393,7 @@ func (st *Store) lookSome(ctx context.Context, c *round) (quota int, err error) 
 	slices.SortFunc(absent, func(a, b far) int { return cmp.Compare(a.p.rest, b.p.rest) })
 	for _, f := range absent {
 		at, _, err := st.content(ctx, st.unmetered, f.p, f.p.rest)
-		if errors.Is(err, ErrCorrupt) {
+		if errors.Is(err, target.ErrMediumRead) {
 			continue // what it refers to stays
 		}
 		if err != nil {

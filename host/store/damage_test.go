@@ -118,6 +118,51 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// A page that cannot be read, for good, stops who must change it, keeps its volume from nothing else, and no other volume
+// from anything, also when the volume is deleted.
+func TestDamagedPage(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	o := sh.options()
+	st := open(t, o)
+	for _, name := range []string{"a", "b"} {
+		_, err := st.CreateVolume(ctx, name, 1<<30)
+		must(t, err)
+		must(t, volume(t, st, name).Write(ctx, 0, text(1, 2*pageEntries)))
+	}
+	must(t, st.Close(ctx))
+	st = open(t, o)
+	at := volume(t, st, "a").m.page(0).rest
+	sh.segments.pages[(int64(at.segment())*SegmentBytes+int64(at.off()))/BlockBytes*BlockBytes][at.off()%BlockBytes] ^= 1 // its checksum
+	must(t, volume(t, st, "a").Write(ctx, pageEntries, text(2, 1)))
+	must(t, volume(t, st, "b").Write(ctx, 0, text(3, 1)))
+	must(t, st.Checkpoint(ctx))
+	wantBlocks(t, volume(t, st, "a"), pageEntries, text(2, 1))
+	wantBlocks(t, volume(t, st, "b"), 0, text(3, 1))
+	must(t, st.Close(ctx))
+
+	st = open(t, o)
+	must(t, volume(t, st, "a").Write(ctx, 0, text(4, 1))) // it is in the journal
+	if err := st.Sync(ctx); !errors.Is(err, ErrFailed) || !errors.Is(err, target.ErrMediumRead) {
+		t.Errorf("a change of the page: %v", err)
+	}
+	st.stop()
+
+	sh.segments.pages[(int64(at.segment())*SegmentBytes+int64(at.off()))/BlockBytes*BlockBytes][at.off()%BlockBytes] ^= 1
+	st = open(t, o)
+	wantBlocks(t, volume(t, st, "a"), 0, text(4, 1))
+	must(t, st.Close(ctx))
+	st = open(t, o)
+	at = volume(t, st, "a").m.page(0).rest
+	sh.segments.pages[(int64(at.segment())*SegmentBytes+int64(at.off()))/BlockBytes*BlockBytes][at.off()%BlockBytes] ^= 1
+	must(t, st.DeleteVolume(ctx, "a"))
+	must(t, st.Sync(ctx))
+	must(t, st.Checkpoint(ctx))
+	must(t, st.Close(ctx))
+	st = open(t, o)
+	wantBlocks(t, volume(t, st, "b"), 1, text(1, 2)[BlockBytes:])
+	must(t, st.Close(ctx))
+}
+
 // A failed journal write is never acknowledged, and stops the store.
 func TestJournalFailure(t *testing.T) {
 	sh, ctx := newShelf(t, 1), t.Context()

@@ -452,7 +452,7 @@ func (st *Store) discardSome(ctx context.Context) error {
 	g.SetLimit(pagesAtOnce)
 	for i, p := range absent {
 		g.Go(func() (err error) {
-			if at[i], _, err = st.content(ctx, st.unmetered, p, p.rest); errors.Is(err, ErrCorrupt) {
+			if at[i], _, err = st.content(ctx, st.unmetered, p, p.rest); errors.Is(err, target.ErrMediumRead) {
 				at[i], err = new(places), nil // what it refers to stays for good: nothing says what that is
 			}
 			return err
@@ -533,12 +533,15 @@ func (st *Store) writePages(ctx context.Context, w *checkpointWriter) error {
 			for _, c := range changes {
 				if c.rest != 0 {
 					var err error
-					if c.at, err = st.storedPage(ctx, st.unmetered, c.rest); err != nil {
-						return err
+					if c.at, err = st.storedPage(ctx, st.unmetered, c.rest); err == nil {
+						err = checkBlock(c.rest, c.at)
 					}
-					if err := checkBlock(c.rest, c.at); err != nil {
+					if errors.Is(err, ErrCorrupt) || errors.Is(err, target.ErrMediumRead) {
 						st.opt.Logger.Error("page of a map not readable; it stays where it is", "err", err)
 						continue
+					}
+					if err != nil {
+						return err
 					}
 				}
 				if err := w.page(c.p, c.at, c.again); err != nil {
