@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/ledge-storage/ledge/host/dedup"
-
 	"github.com/ledge-storage/ledge/target"
 )
 
@@ -148,7 +147,10 @@ func (st *Store) look(ctx context.Context, starved bool) error {
 		return nil
 	}
 	st.sinceLook = 0
-	victims, dead, garbage := st.survey(tight, starved, max(1, free+st.spare-2))
+	victims, dead, garbage, found := st.survey(tight, starved, max(1, free+st.spare-2))
+	st.mu.Lock()
+	st.surveyed = found
+	st.mu.Unlock()
 	if dead >= deadWorthIt || tight && dead > 0 {
 		if st.freeable == 0 {
 			st.segsBefore = many + ckpt
@@ -169,10 +171,13 @@ func (st *Store) look(ctx context.Context, starved bool) error {
 	return st.beginRound(ctx, victims)
 }
 
+// survey is what the cleaner found: bytes of blocks that are referenced, when so many segments had been appended.
+type survey struct{ live, appended int64 }
+
 // survey picks what to clean, emptiest first, and counts what is empty already. It measures in
 // bytes against whole segments, because a segment that was sealed early wastes its rest too.
 // What is moved takes room segments at most. victims is empty when cleaning them would gain nothing worth it.
-func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead int, garbagePercent int64) {
+func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead int, garbagePercent int64, found survey) {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
 	live := map[uint32]int64{} // bytes; counts may say more where blocks are shared
@@ -196,7 +201,7 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 			victims = append(victims, n)
 		}
 	}
-	st.live.Store(total)
+	found = survey{live: total, appended: st.appended}
 	if len(live) > 0 {
 		garbagePercent = 100 - total*100/(int64(len(live))*SegmentBytes)
 	}
@@ -227,9 +232,9 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 		least = 2 // what is open is sealed for the checkpoint: one segment may be lost by that
 	}
 	if gain(good) < least {
-		return nil, dead, garbagePercent
+		return nil, dead, garbagePercent, found
 	}
-	return victims[:good], dead, garbagePercent
+	return victims[:good], dead, garbagePercent, found
 }
 
 // reference is a block of a volume that is stored in a segment to be cleaned.

@@ -104,6 +104,7 @@ func (st *Store) sealOne(b *builder) error {
 	st.sealing--
 	if !b.moved {
 		st.sealedTo = b.cover
+		st.appended++
 	}
 	st.counters.segmentsWritten++
 	release := st.releasable()

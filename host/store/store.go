@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ledge-storage/ledge/host/dedup"
@@ -182,8 +181,9 @@ type Store struct {
 	sealing      int
 	full         bool // the last segment write found no space
 	cleaning     *round
-	live         atomic.Int64 // bytes of blocks that are referenced, when the cleaner last looked; 0: it did not
-	gaveUp       bool         // cleaning frees nothing any more: what is short of space is refused instead of waiting
+	appended     int64  // segments written with new blocks
+	surveyed     survey // what the cleaner last found
+	gaveUp       bool   // cleaning frees nothing any more: what is short of space is refused instead of waiting
 	maps         mapUse
 	unwritten    unwritten
 	dying        []*blockMap // of deleted volumes, taken apart little by little

@@ -262,8 +262,9 @@ func (v *Volume) Space() (used, available, capacity int64) {
 	if !st.full {
 		usable := st.opt.CapacityBytes - int64(st.taken()-len(st.segs)+st.spare)*SegmentBytes - st.buffered
 		available = max(0, usable-int64(len(st.segs))*SegmentBytes) // as admit counts
-		if live := st.live.Load(); live > 0 && !st.gaveUp {
-			available = max(available, usable-live*10/9) // fuller than nine tenths, cleaning gains too little
+		if live := st.surveyed.live; live > 0 && !st.gaveUp {
+			live += (st.appended - st.surveyed.appended + int64(len(st.inMemory))) * SegmentBytes // at most
+			available = max(available, usable-live*10/9)                                          // fuller than nine tenths, cleaning gains too little
 		}
 	}
 	return v.m.mapped * BlockBytes, available, st.opt.CapacityBytes
