@@ -51,7 +51,7 @@ func BenchmarkCleaning(b *testing.B) {
 }
 
 func cleaning(b *testing.B, pick func(rng *rand.Rand, n uint64) uint64) {
-	const segments = 192
+	const segments = cleanSegments
 	sh := newShelf(b, 1)
 	sh.journal.size = 256 << 20
 	lun := &counted{memory: sh.segments}

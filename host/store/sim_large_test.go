@@ -7,4 +7,6 @@ const (
 	simBlocks = 3000
 	simOps    = 150
 	simLeast  = 24 // segments of capacity
+
+	cleanSegments = 192
 )
