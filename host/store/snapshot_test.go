@@ -424,7 +424,7 @@ func TestPromote(t *testing.T) {
 func BenchmarkSnapshot(b *testing.B) {
 	sh := newShelf(b, 1)
 	o := sh.options()
-	o.MapBytes = 4 << 30
+	o.MapBytes = 16 << 30
 	st := open(b, o)
 	ctx := b.Context()
 	if _, err := st.CreateVolume(ctx, "v", 1<<40); err != nil {
