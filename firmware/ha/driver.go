@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -23,6 +24,7 @@ const (
 	maxQueue  = 16 // actions with I/O that wait
 	maxEvents = 64 // events that wait
 	maxOrders = 4  // operator's orders that wait
+	maxBody   = 64 // bytes of a message between the drivers
 )
 
 // endLimit is how long Run waits at its end for actions that hang.
@@ -39,13 +41,15 @@ type job struct {
 	op    Op
 	state State
 	spec  any
+	nonce string // Drain: who asked answers to it
 }
 
 type message struct {
-	event    Event
-	order    *order
-	answer   bool // from the worker: the action at the head of the queue ended
-	progress bool // the partner is still draining
+	event  Event
+	order  *order
+	answer bool   // from the worker: the action at the head of the queue ended
+	kind   string // of the partner's message; empty: it is none
+	body   []byte
 }
 
 // Driver runs one Machine. Run must be called once.
@@ -66,6 +70,8 @@ type Driver struct {
 	waiting []*order
 	current *order
 	asked   time.Time
+	apart   time.Time // since when there is no link, while Asking; zero: there is, or nobody looked
+	offered handshake
 	quit    bool
 	code    int
 	tick    *time.Timer
@@ -73,6 +79,9 @@ type Driver struct {
 
 	// Owned by the worker.
 	fencedAt time.Time
+
+	wanted chan string // from the loop to the worker: the partner still wants the pool
+	ended  chan struct{}
 }
 
 // New validates o and returns a driver that Run starts.
@@ -85,7 +94,8 @@ func New(o Options) (*Driver, error) {
 	}
 	o.defaults()
 	s := State{Self: o.Self}
-	return &Driver{o: o, events: make(chan message, maxEvents), done: make(chan struct{}), state: s, snap: s, since: time.Now()}, nil
+	return &Driver{o: o, events: make(chan message, maxEvents), done: make(chan struct{}), wanted: make(chan string, 1),
+		ended: make(chan struct{}), state: s, snap: s, since: time.Now()}, nil
 }
 
 // State is a snapshot for status, with the time since which the phase lasts and the last trouble in words.
@@ -130,19 +140,21 @@ func (d *Driver) order(ctx context.Context, o *order) error {
 
 // Message feeds a message of the partner. Unknown kinds and messages beyond the queue's limit are dropped: the
 // partner's time-out covers both.
-func (d *Driver) Message(kind string) {
-	m := message{}
+func (d *Driver) Message(kind string, body []byte) {
+	m := message{kind: kind, event: Event{Kind: EvNothing}}
 	switch kind {
 	case MsgAsk:
 		m.event.Kind = EvHandoverAsked
-	case MsgProgress:
-		m.progress = true
 	case MsgDone:
 		m.event.Kind = EvHandedOver
 	case MsgDeny:
 		m.event.Kind = EvHandoverDenied
+	case MsgOffer, MsgAccept, MsgProgress:
 	default:
 		return
+	}
+	if len(body) <= maxBody {
+		m.body = slices.Clone(body)
 	}
 	d.offer(m)
 }
@@ -217,11 +229,10 @@ func (d *Driver) Run(ctx context.Context) (code int) {
 	d.timeout.Stop()
 	cancel()
 	// Abort and the worker may hang on a drive. They are waited for, but not for ever: a fenced owner must end.
-	ended := make(chan struct{})
 	go func() {
 		d.o.Pool.Abort()
 		wg.Wait()
-		close(ended)
+		close(d.ended)
 	}()
 	patience := time.NewTimer(endLimit)
 	defer patience.Stop()
@@ -231,7 +242,7 @@ func (d *Driver) Run(ctx context.Context) (code int) {
 			if m.order != nil {
 				m.order.reply <- ErrStopped
 			}
-		case <-ended:
+		case <-d.ended:
 			waiting = false
 		case <-patience.C:
 			d.o.Logger.Error("ha: an action hangs; ending without it")
@@ -245,6 +256,9 @@ func (d *Driver) Run(ctx context.Context) (code int) {
 	}
 	return d.code
 }
+
+// Ended is closed when nothing that Run began is under way any more: that may be later than Run's return, if an action hangs.
+func (d *Driver) Ended() <-chan struct{} { return d.ended }
 
 // stopOwner ends an owner that was told to stop: what can be destaged in a short while is, the rest stays in
 // the log for the next start.
@@ -263,11 +277,11 @@ func (d *Driver) apply(m message) {
 	if m.answer {
 		d.busy = false
 	}
-	if m.progress {
-		if d.state.Phase == Asking && time.Since(d.asked) < d.o.HandoverLimit {
-			d.timeout.Reset(d.o.AskTimeout)
-		}
+	if m.kind != "" && !d.handshake(&m) {
 		return
+	}
+	if m.event.Kind == EvTick && d.alone() {
+		m.event.Kind = EvTimeout
 	}
 	if m.order != nil && (d.busy || len(d.queue) > 0) {
 		if len(d.waiting) >= maxOrders {
@@ -335,14 +349,14 @@ func (d *Driver) act(a Action, o *order) {
 		d.reply(o, nil)
 	case Deny:
 		// Never queued: a partner that repeats itself must not fill the queue.
-		go d.send(MsgDeny)
+		go d.send(MsgDeny, "")
 	case Wait:
 		d.tick.Reset(d.o.LookInterval)
 	default:
 		if len(d.queue) >= maxQueue {
 			panic(fmt.Sprintf("ha: %d actions queued in phase %s", len(d.queue), d.state.Phase))
 		}
-		j := job{op: a.Op, state: d.state}
+		j := job{op: a.Op, state: d.state, nonce: d.offered.nonce}
 		if o != nil {
 			j.spec = o.spec
 		}
@@ -360,12 +374,28 @@ func (d *Driver) reply(o *order, err error) {
 	}
 }
 
-func (d *Driver) send(kind string) {
+func (d *Driver) send(kind, body string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if err := d.o.Mirror.Send(ctx, kind); err != nil {
+	if err := d.o.Mirror.Send(ctx, kind, []byte(body)); err != nil {
 		d.o.Logger.Warn("ha: message to the partner lost", "kind", kind, "err", err)
 	}
+}
+
+// linkGrace is for how long a link may be down before a partner that was asked counts as silent.
+const linkGrace = time.Second
+
+// alone tells whether the partner that is asked cannot answer.
+func (d *Driver) alone() bool {
+	switch {
+	case d.state.Phase != Asking || d.o.Mirror.Connected():
+		d.apart = time.Time{}
+	case d.apart.IsZero():
+		d.apart = time.Now()
+	default:
+		return time.Since(d.apart) >= linkGrace
+	}
+	return false
 }
 
 func (d *Driver) logLook(was State, v View) {
@@ -383,7 +413,7 @@ func (d *Driver) publish(was State) {
 	d.mu.Unlock()
 	if was.Phase != d.state.Phase {
 		if d.state.Phase == Asking {
-			d.asked = time.Now()
+			d.asked, d.apart = time.Now(), time.Time{}
 			d.timeout.Reset(d.o.AskTimeout)
 		} else if was.Phase == Asking {
 			d.timeout.Stop()

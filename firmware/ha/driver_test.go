@@ -38,6 +38,7 @@ type node struct {
 	gate    *Gate
 
 	mute   atomic.Bool // messages to us are lost
+	loses  string      // so are those of this kind; set before the orders
 	mirror atomic.Bool // complete
 	frozen atomic.Bool
 	open   atomic.Bool
@@ -196,12 +197,12 @@ func (n *node) Connected() bool {
 	return n.partner.up
 }
 
-func (n *node) Send(_ context.Context, kind string) error {
+func (n *node) Send(_ context.Context, kind string, body []byte) error {
 	if !n.Connected() {
 		return errors.New("no link")
 	}
-	if p := n.partner; !p.mute.Load() {
-		p.d.Message(kind)
+	if p := n.partner; !p.mute.Load() && kind != p.loses {
+		p.d.Message(kind, body)
 	}
 	return nil
 }
@@ -308,9 +309,13 @@ func TestFencedInDisown(t *testing.T) {
 // TestLostAnswer: the label says what the message would have.
 func TestLostAnswer(t *testing.T) {
 	scene(t, owned(), func(t *testing.T, a, b *node) {
-		b.mute.Store(true)
+		b.loses = MsgDone
 		if err := b.d.Takeover(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+		synctest.Wait()
+		if a.phase() != Standby {
+			t.Fatal(a.phase())
 		}
 	})
 }
@@ -368,7 +373,7 @@ func TestHaltDoesNotWait(t *testing.T) {
 		a.mu.Lock()
 		a.hang[Drain] = release
 		a.mu.Unlock()
-		a.d.Message(MsgAsk)
+		a.d.Message(MsgAsk, nil)
 		synctest.Wait()
 		a.d.Lost()
 		synctest.Wait()

@@ -77,12 +77,14 @@ type Mirror interface {
 	// Connected tells whether the partner answers on the link now.
 	Connected() bool
 	// Send sends a message to the partner; it may get lost.
-	Send(ctx context.Context, kind string) error
+	Send(ctx context.Context, kind string, body []byte) error
 }
 
-// Kinds of messages between the drivers, sent with Mirror.Send and fed to Driver.Message.
+// Kinds of messages between the drivers, sent with Mirror.Send and fed to Driver.Message. handshake.go tells of their bodies.
 const (
 	MsgAsk      = "ha.ask"      // hand over, please
+	MsgOffer    = "ha.offer"    // do you still want it?
+	MsgAccept   = "ha.accept"   // yes
 	MsgProgress = "ha.progress" // draining
 	MsgDone     = "ha.done"     // handed over
 	MsgDeny     = "ha.deny"     // not the owner

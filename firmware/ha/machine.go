@@ -59,6 +59,8 @@ import "fmt"
 //     needed by who comes next: either controller may claim such a pool, on an operator's order. A drain that takes
 //     too long ends the attempt: the owner serves on, says so, and the other side decides as if it were silent. The
 //     answer over the link is a hint that saves time; the label is what counts, and Asking looks at it too.
+//   - *Drained, and the partner that asked is gone*: the label still says who owns, so that one starts over, as after a restart. handshake.go
+//     tells how it knows.
 //   - A claim that failed may still stand on a minority of members: the controller goes back to Starting and
 //     looks, rather than to assume either outcome; the mirror stays frozen till a look says that the partner
 //     owns.
@@ -189,10 +191,12 @@ const (
 	Failure
 	// Broken: what was open is closed, and not as it should be.
 	Broken
+	// Unwanted: all is destaged and closed, and who asked for it is gone.
+	Unwanted
 )
 
 func (r Result) String() string {
-	return [...]string{"ok", "conflict", "unfit", "failure", "broken"}[r]
+	return [...]string{"ok", "conflict", "unfit", "failure", "broken", "unwanted"}[r]
 }
 
 // Event is what happened.

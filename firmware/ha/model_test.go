@@ -427,6 +427,7 @@ func (c *checker) exec(w world, i int) {
 		w.disk = me.log
 		w.c[i].soloMem = false
 		answer(w, EvDrained, OK)
+		answer(w, EvDrained, Unwanted)
 	case Disown:
 		if !held {
 			w.c[i].nobody = false

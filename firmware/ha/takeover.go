@@ -187,6 +187,9 @@ func (s State) handingOver(e Event) (State, []Action) {
 			// It took too long, and the pool is still open: go on. The partner decides what to do without us.
 			s.Phase = Owner
 			return s, do(Serve, Deny)
+		case Unwanted:
+			n, a := s.reset(Starting, "the partner that asked for the pool is gone")
+			return n, append(a, do(Look)...)
 		}
 		return s.failed()
 	case EvDisowned:

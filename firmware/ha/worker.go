@@ -78,6 +78,7 @@ func (d *Driver) perform(ctx context.Context, j job) Event {
 		d.o.Gate.Quiesce()
 		if err = d.drain(ctx); err == nil {
 			d.o.Gate.Shut()
+			err = d.stillWanted(ctx, j.nonce)
 		}
 	case Disown:
 		err = d.o.Members.Disown(ctx)
@@ -85,13 +86,13 @@ func (d *Driver) perform(ctx context.Context, j job) Event {
 		d.o.Pool.Follow()
 		return Event{Kind: EvNothing}
 	case Ask:
-		if err := d.o.Mirror.Send(ctx, MsgAsk); err != nil {
+		if err := d.o.Mirror.Send(ctx, MsgAsk, []byte(askConfirm)); err != nil {
 			d.o.Logger.Warn("ha: the partner cannot be asked to hand over", "err", err)
 			return Event{Kind: EvTimeout}
 		}
 		return Event{Kind: EvNothing}
 	case Answer:
-		d.send(MsgDone)
+		d.send(MsgDone, "")
 		return Event{Kind: EvNothing}
 	}
 	if err != nil {
@@ -110,6 +111,8 @@ func resultOf(err error) Result {
 		return Unfit
 	case errors.Is(err, ErrBroken):
 		return Broken
+	case errors.Is(err, errUnwanted):
+		return Unwanted
 	}
 	return Failure
 }
@@ -156,7 +159,7 @@ func (d *Driver) drain(ctx context.Context) error {
 		case err := <-done:
 			return err
 		case <-t.C:
-			d.send(MsgProgress)
+			d.send(MsgProgress, "")
 		}
 	}
 }

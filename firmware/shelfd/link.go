@@ -103,7 +103,9 @@ func (l *haLink) Thaw(seen ha.View) {
 
 func (l *haLink) Connected() bool { return l.b.link.Connected() }
 
-func (l *haLink) Send(ctx context.Context, kind string) error { return l.b.link.Send(ctx, kind, nil) }
+func (l *haLink) Send(ctx context.Context, kind string, body []byte) error {
+	return l.b.link.Send(ctx, kind, body)
+}
 
 // secretKey makes the mirror link's key of the configured secret: bound to its use.
 func secretKey(secret string) []byte {

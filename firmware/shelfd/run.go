@@ -184,7 +184,7 @@ func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop f
 		case msgPersist, msgPersisted:
 			pr.take(kind, body)
 		default:
-			d.Message(kind)
+			d.Message(kind, body)
 		}
 	}
 	hello := make(chan struct{}, 1)

@@ -243,9 +243,9 @@ func (n *node) start() error {
 		o.Dial = n.s.wire.dial
 	}
 	d := p.driver
-	o.OnControl = func(kind string, _ []byte) {
+	o.OnControl = func(kind string, body []byte) {
 		if n.pass() == nil {
-			d.Message(kind)
+			d.Message(kind, body)
 		}
 	}
 	if n.s.mutation == LeaveSoloEarly {
@@ -275,6 +275,7 @@ func (n *node) end() {
 	p.stop()
 	<-p.exited
 	n.Abort() // an Open that was under way when the driver ended
+	<-p.driver.Ended()
 	if err := p.link.Close(); err != nil {
 		n.s.trace("link: %v", err)
 	}
@@ -317,12 +318,12 @@ func (l haLink) Thaw(seen ha.View) {
 
 func (l haLink) Connected() bool { return l.n.link.Peer().Connected }
 
-func (l haLink) Send(ctx context.Context, kind string) error {
+func (l haLink) Send(ctx context.Context, kind string, body []byte) error {
 	if err := l.n.pass(); err != nil {
 		return err
 	}
 	for range l.n.s.copies() {
-		if err := l.n.link.Send(ctx, kind, nil); err != nil {
+		if err := l.n.link.Send(ctx, kind, body); err != nil {
 			return err
 		}
 	}
