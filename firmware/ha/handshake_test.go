@@ -1,6 +1,7 @@
 package ha
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,7 +15,10 @@ func TestStaleAsk(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			time.Sleep(10 * time.Second)
-			if a.phase() != Owner || a.disks.seen().Owner != A {
+			a.mu.Lock()
+			drained := slices.Contains(a.log, Drain.String())
+			a.mu.Unlock()
+			if a.phase() != Owner || a.disks.seen().Owner != A || drained {
 				t.Fatalf("%s: a %v, %v", what, a.phase(), a.disks.seen())
 			}
 		}
@@ -23,6 +27,8 @@ func TestStaleAsk(t *testing.T) {
 			ask()
 		}
 		owner("asked by who is content")
+		a.d.Message(MsgOffer, []byte("n")) // an owner asks for nothing
+		b.d.Message(MsgProgress, []byte("n"))
 		a.d.Message(MsgAccept, nil)
 		a.d.Message(MsgAccept, []byte("guessed"))
 		owner("accepted what was not offered")
