@@ -1,6 +1,7 @@
 package ha
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -146,6 +147,31 @@ func TestPatience(t *testing.T) {
 		close(release)
 		if code := <-a.code; code != ExitFenced {
 			t.Fatal(code)
+		}
+	})
+}
+
+// The owner was stopped while it was asked, and goes on when the other has given up.
+func TestStoppedWhileAsked(t *testing.T) {
+	scene(t, owned(), func(t *testing.T, a, b *node) {
+		a.mute.Store(true) // stopped: it will read the ask later
+		done := make(chan error, 1)
+		go func() { done <- b.d.Takeover(t.Context()) }()
+		synctest.Wait()
+		b.mu.Lock()
+		b.failing[Look] = errors.New("members are away")
+		b.mu.Unlock()
+		if err := <-done; !errors.Is(err, ErrRefused) {
+			t.Fatal(err)
+		}
+		a.mute.Store(false)
+		a.d.Message(MsgAsk, []byte(askConfirm))
+		time.Sleep(10 * time.Second)
+		a.mu.Lock()
+		drained := slices.Contains(a.log, Drain.String())
+		a.mu.Unlock()
+		if a.phase() != Owner || drained {
+			t.Fatalf("a %v, drained %v", a.phase(), drained)
 		}
 	})
 }
