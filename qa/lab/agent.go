@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -22,7 +25,7 @@ func (l *Lab) newAgent() *Part {
 	return &Part{
 		Name: "agent", lab: l, dir: l.o.Dir, log: l.path("hostd.log"), patience: 30 * time.Second,
 		command: func() ([]string, error) {
-			path := l.path("hostd.json")
+			path := l.hostPath("hostd.json")
 			return []string{filepath.Join(l.o.Binaries, "hostd"), "--config", path}, writeJSON(path, 0o600, l.agentConfig())
 		},
 	}
@@ -37,13 +40,49 @@ func (l *Lab) agentConfig() map[string]any {
 		"api":       l.AgentSocket(),
 	}
 	if l.o.CacheBytes > 0 {
-		c["cache"] = map[string]any{"path": l.path("cache.img"), "size": l.o.CacheBytes}
+		c["cache"] = map[string]any{"path": l.hostPath("cache.img"), "size": l.o.CacheBytes}
 	}
 	return c
 }
 
 // AgentSocket is the agent's API.
-func (l *Lab) AgentSocket() string { return l.path("hostd.sock") }
+func (l *Lab) AgentSocket() string { return l.hostPath("hostd.sock") }
+
+// hostPath is a file of the host: in the run directory, or after MoveHost in one of its own there.
+func (l *Lab) hostPath(name string) string {
+	if l.moves == 0 {
+		return l.path(name)
+	}
+	return l.path(fmt.Sprintf("host.%d", l.moves), name)
+}
+
+// MoveHost is the end of a host: the agent is killed, and all that it had there is deleted. What StartAgent starts then is on another
+// host, that knows no more than an operator tells it: another directory, another portal, nothing in the cache.
+func (l *Lab) MoveHost() error {
+	if err := l.Agent.Kill(); err != nil {
+		return err
+	}
+	if l.moves > 0 {
+		if err := os.RemoveAll(l.hostPath(".")); err != nil {
+			return err
+		}
+	} else {
+		for _, name := range []string{"hostd.json", "hostd.sock", "cache.img"} {
+			if err := os.Remove(l.hostPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	l.moves++
+	ln, err := net.Listen("tcp", loopback(0))
+	if err != nil {
+		return err
+	}
+	l.o.Ports.Agent = ln.Addr().(*net.TCPAddr).Port
+	ln.Close()
+	l.Agent = l.newAgent()
+	return os.Mkdir(l.hostPath("."), 0o755)
+}
 
 // AgentPortal is the agent's iSCSI portal.
 func (l *Lab) AgentPortal() string { return loopback(l.o.Ports.Agent) }

@@ -52,6 +52,7 @@ func TestBootedSystem(t *testing.T) {
 		{"Kills", testKills},
 		{"Fenced", testFenced},
 		{"RandomKills", testRandomKills},
+		{"Elsewhere", testElsewhere},
 		{"Drives", testDrives},
 		{"MembersRemoved", testMembersRemoved},
 		{"NextRun", testNextRun},
@@ -259,7 +260,7 @@ func testNextRun(t *testing.T, ctx context.Context, l *Lab) {
 	}
 	t.Logf("all ended in %.1f s", time.Since(began).Seconds())
 	// A host holds nothing that matters (P6): its cache goes, too.
-	if err := os.Remove(l.path("cache.img")); err != nil {
+	if err := os.Remove(l.hostPath("cache.img")); err != nil {
 		t.Error(err)
 	}
 	began = time.Now()

@@ -144,6 +144,8 @@ type Lab struct {
 	A, B *Controller
 	// Agent is hostd.
 	Agent *Part
+	// moves is how often the host was another one.
+	moves int
 	// FirstRun says that Start made the pool.
 	FirstRun bool
 

@@ -135,7 +135,7 @@ func command(t *testing.T, ctx context.Context, name string, args ...string) str
 func (l *Lab) ledge(t *testing.T, ctx context.Context, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(ctx, filepath.Join(build, "bin", "ledge"), args...)
-	cmd.Env = append(os.Environ(), "LEDGE_RUN="+l.Dir(), "LEDGE_SOCKET=")
+	cmd.Env = append(os.Environ(), "LEDGE_RUN="+l.Dir(), "LEDGE_SOCKET="+l.AgentSocket())
 	var said strings.Builder
 	cmd.Stderr = &said
 	out, err := cmd.Output()
