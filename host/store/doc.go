@@ -7,8 +7,8 @@
 // store, whatever happened in between (P6); what is read is verified, or an error (P4); memory,
 // queues and journal have limits, and a request waits or is refused at a limit (P7). It keeps
 // nothing on the host that matters. It never overwrites a segment and never uses a segment's
-// number twice. It does not keep two hosts from writing at once: the shelf's leases will (P5);
-// until then a host that was overtaken notices by the epoch in the superblock.
+// number twice. It does not keep two hosts from writing at once: the shelf does, with the claim that an agent makes of its
+// LUNs and that shuts out the one before (P5, firmware/control); the epoch in the superblock tells who was overtaken.
 //
 // write.go tells the path of a write up to its acknowledgement, pack.go how it gets into segments
 // and the map, seal.go how segments become durable and the journal is released, read.go the path
