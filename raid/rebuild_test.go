@@ -125,3 +125,36 @@ func TestRebuildLooksForLostWrites(t *testing.T) {
 		}
 	}
 }
+
+// Nor does it say what of a member that comes back is current.
+func TestReaddLooksForLostWrites(t *testing.T) {
+	const failed = 6
+	for victim := range 6 {
+		b := newBed(t, 7, raid.Options{K: 2, M: 2, Spares: 1}, 20)
+		b.fillAll()
+		must(t, b.a.Flush(ctx))
+		b.fail(failed)
+		b.set.Disks[victim].OnWrite(func(w raidtest.Write) raidtest.Verdict {
+			if w.Off < raid.DataOffset {
+				return raidtest.Land
+			}
+			return raidtest.Lose
+		})
+		for s := range b.geo.Stripes {
+			b.update(s, b.rng.IntN(b.blocks()))
+		}
+		b.set.Disks[victim].OnWrite(nil)
+		b.set.Disks[failed].Revive()
+		must(t, b.a.Readd(ctx, b.set.Disks[failed].Port("A"), raid.RebuildOptions{}))
+		must(t, b.a.Flush(ctx))
+		for lost := range 6 {
+			if lost == victim {
+				continue
+			}
+			c := b.clone(lost)
+			c.checkAll()
+			c.a.Close()
+		}
+		b.a.Close()
+	}
+}
