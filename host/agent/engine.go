@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/host/store"
 	"github.com/ledge-storage/ledge/target"
 	"github.com/ledge-storage/ledge/target/scsi"
 )
@@ -15,8 +16,15 @@ type VolumeInfo struct {
 	SizeBytes int64
 	Origin    string // VOLUME@SNAPSHOT of a clone
 	Snapshots int
-	Figures   api.Figures
-	Cache     api.Cache
+	// Compression is s2, zstd or off; empty: the engine does not compress.
+	Compression string
+	Figures     api.Figures
+	Cache       api.Cache
+}
+
+// Compressor is an engine that compresses, each volume in its way (store.Compression).
+type Compressor interface {
+	SetCompression(ctx context.Context, name string, c store.Compression) error
 }
 
 // EngineStats are the store's figures.

@@ -11,6 +11,13 @@ import (
 	"github.com/ledge-storage/ledge/host/store"
 )
 
+const wantCompression = "s2 (fast), zstd (smaller, slower to write) or off (for what is compressed or encrypted already)"
+
+func isCompression(s string) bool {
+	_, err := store.ParseCompression(s)
+	return err == nil
+}
+
 // wantName says what a name may be.
 const wantName = "1 to 63 of a-z, 0-9 and -, beginning with a letter or digit"
 
@@ -37,14 +44,20 @@ func (a *Agent) handler() http.Handler {
 	})
 	handle("POST /v1/volumes", func(r *http.Request) (int, any, error) {
 		var name string
+		var compression string
 		var size int64
 		if err := body(r, func(o *object) {
 			o.text("name", &name, wantName, volumeName.MatchString)
 			requiredSize(o, &size)
+			o.text("compression", &compression, wantCompression, isCompression)
 		}); err != nil {
 			return 0, nil, err
 		}
-		v, err := a.createVolume(r.Context(), name, size)
+		how, err := store.ParseCompression(compression)
+		if err != nil {
+			return 0, nil, err
+		}
+		v, err := a.createVolume(r.Context(), name, size, how)
 		return http.StatusCreated, v, err
 	})
 	handle("GET /v1/volumes/{name}", func(r *http.Request) (int, any, error) {
@@ -65,6 +78,20 @@ func (a *Agent) handler() http.Handler {
 			return 0, nil, err
 		}
 		v, err := a.resizeVolume(r.Context(), r.PathValue("name"), size, shrink)
+		return http.StatusOK, v, err
+	})
+	handle("POST /v1/volumes/{name}/compression", func(r *http.Request) (int, any, error) {
+		var compression string
+		if err := body(r, func(o *object) {
+			o.text("compression", &compression, wantCompression, func(s string) bool { return s != "" && isCompression(s) })
+		}); err != nil {
+			return 0, nil, err
+		}
+		how, err := store.ParseCompression(compression)
+		if err != nil {
+			return 0, nil, err
+		}
+		v, err := a.setCompression(r.Context(), r.PathValue("name"), how)
 		return http.StatusOK, v, err
 	})
 	mux.HandleFunc("GET /v1/volumes/{name}/export", func(w http.ResponseWriter, r *http.Request) {

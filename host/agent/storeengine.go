@@ -123,6 +123,11 @@ func (e *storeEngine) CreateVolume(ctx context.Context, name string, bytes int64
 	return err
 }
 
+// SetCompression implements Compressor.
+func (e *storeEngine) SetCompression(ctx context.Context, name string, c store.Compression) error {
+	return e.st.SetCompression(ctx, name, c)
+}
+
 func (e *storeEngine) ResizeVolume(ctx context.Context, name string, bytes int64) error {
 	return e.st.ResizeVolume(ctx, name, bytes)
 }
@@ -185,7 +190,7 @@ func (e *storeEngine) Volumes() (out []VolumeInfo) {
 		if own(v.Name) { // volume.SystemVolume, and what is being imported
 			continue
 		}
-		out = append(out, VolumeInfo{Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Origin: v.Origin, Snapshots: v.Snapshots, Cache: c, Figures: api.Figures{
+		out = append(out, VolumeInfo{Name: v.Name, UUID: v.UUID, SizeBytes: v.SizeBytes, Origin: v.Origin, Snapshots: v.Snapshots, Compression: v.Compression.String(), Cache: c, Figures: api.Figures{
 			LogicalBytes: v.LogicalBytes, UniqueBytes: v.UniqueBytes, StoredBytes: v.StoredBytes, PendingBytes: v.PendingBytes,
 			DedupRatio: ratio(v.LogicalBytes, v.UniqueBytes), CompressionRatio: ratio(v.UniqueBytes, v.StoredBytes),
 		}})

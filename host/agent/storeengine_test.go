@@ -120,6 +120,22 @@ func TestStoreEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	compressed := func(r *running, name, want string) {
+		t.Helper()
+		if v, err := r.volume(name); err != nil || v.Compression != want {
+			t.Errorf("volume %s is compressed with %q, not %q: %v", name, v.Compression, want, err)
+		}
+	}
+	compressed(first, "demo", "s2")
+	for name, c := range map[string]string{"packed": "zstd", "plain": "off"} {
+		if err := first.client.Do(ctx, "POST", "/v1/volumes", api.CreateRequest{Name: name, SizeBytes: mib, Compression: c}, nil); err != nil {
+			t.Error(err)
+		}
+		compressed(first, name, c)
+	}
+	if err := first.client.Do(ctx, "POST", "/v1/volumes/plain/compression", api.CompressionRequest{Compression: "zstd"}, nil); err != nil {
+		t.Error(err)
+	}
 	dev := dial(t, v)
 	for _, off := range []int64{0, 64 * mib} { // the same data twice
 		if err := dev.WriteAt(ctx, data, off); err != nil {
@@ -132,7 +148,10 @@ func TestStoreEngine(t *testing.T) {
 	for _, name := range []string{"a.sock", "b.sock"} {
 		again, end := begin(name)
 		s := again.wait(t, api.PhaseServing)
-		if s.Volumes != 1 || len(s.Paths) != 2 || s.LogicalBytes != 2*int64(len(data)) || s.UniqueBytes > int64(len(data))*11/10 {
+		compressed(again, "packed", "zstd")
+		compressed(again, "plain", "zstd")
+		compressed(again, "demo", "s2")
+		if s.Volumes != 3 || len(s.Paths) != 2 || s.LogicalBytes != 2*int64(len(data)) || s.UniqueBytes > int64(len(data))*11/10 {
 			t.Errorf("%s: %+v", name, s)
 		}
 		if v, err = again.volume("demo"); err != nil {

@@ -135,7 +135,7 @@ func (a *Agent) export(e Engine, name string) (*scsi.Target, error) {
 	return t, a.server.AddTarget(t)
 }
 
-func (a *Agent) createVolume(ctx context.Context, name string, bytes int64) (v api.Volume, err error) {
+func (a *Agent) createVolume(ctx context.Context, name string, bytes int64, how store.Compression) (v api.Volume, err error) {
 	if err := checkName(name); err != nil {
 		return v, err
 	}
@@ -149,6 +149,11 @@ func (a *Agent) createVolume(ctx context.Context, name string, bytes int64) (v a
 		if err := e.CreateVolume(ctx, name, bytes); err != nil {
 			return answer("create", name, err)
 		}
+		if how != store.CompressS2 {
+			if err := compress(ctx, e, name, how); err != nil {
+				return errors.Join(err, e.DeleteVolume(ctx, name))
+			}
+		}
 		if err := a.begin(e, name); err != nil {
 			return err
 		}
@@ -159,6 +164,35 @@ func (a *Agent) createVolume(ctx context.Context, name string, bytes int64) (v a
 		return v, err
 	}
 	return a.volume(name)
+}
+
+// setCompression is for what is written from now on.
+func (a *Agent) setCompression(ctx context.Context, name string, how store.Compression) (v api.Volume, err error) {
+	err = a.change(ctx, func(e Engine) error {
+		if _, err := a.volume(name); err != nil {
+			return err
+		}
+		if err := compress(ctx, e, name, how); err != nil {
+			return err
+		}
+		a.log.Info("volume's compression changed", "volume", name, "compression", how.String())
+		return nil
+	})
+	if err != nil {
+		return v, err
+	}
+	return a.volume(name)
+}
+
+func compress(ctx context.Context, e Engine, name string, how store.Compression) error {
+	c, ok := e.(Compressor)
+	if !ok {
+		return refuse(http.StatusNotImplemented, "", "this agent's engine does not compress")
+	}
+	if err := c.SetCompression(ctx, name, how); err != nil {
+		return answer("compress", name, err)
+	}
+	return nil
 }
 
 func (a *Agent) resizeVolume(ctx context.Context, name string, bytes int64, shrink bool) (v api.Volume, err error) {
@@ -229,7 +263,7 @@ func (a *Agent) volumes() ([]api.Volume, error) {
 	for _, v := range e.Volumes() {
 		out = append(out, api.Volume{
 			Name: v.Name, UUID: formatUUID(v.UUID), SizeBytes: v.SizeBytes, Figures: v.Figures, Cache: v.Cache,
-			Origin: v.Origin, Snapshots: v.Snapshots, IQN: IQN(v.Name), LUN: volumeLUN, Portal: a.cfg.Portal, Sessions: sessions[IQN(v.Name)],
+			Origin: v.Origin, Snapshots: v.Snapshots, Compression: v.Compression, IQN: IQN(v.Name), LUN: volumeLUN, Portal: a.cfg.Portal, Sessions: sessions[IQN(v.Name)],
 		})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })

@@ -10,7 +10,7 @@
 //
 //	GET    /v1/status                → Status
 //	GET    /v1/volumes               → {volumes: [Volume…]}
-//	POST   /v1/volumes               {name, size_bytes} → 201 Volume
+//	POST   /v1/volumes               {name, size_bytes, compression?: "s2", "zstd" or "off"} → 201 Volume
 //	GET    /v1/volumes/{name}        → Volume
 //	DELETE /v1/volumes/{name}        → 204; 409 while sessions use it, without ?force=true
 //	POST   /v1/volumes/{name}/promote → Volume: of a clone; it takes over its origin's snapshots up to its own
@@ -23,6 +23,7 @@
 //	GET    /v1/stats                 ?volume=NAME → Stats: of one volume, or of all
 //	GET    /v1/snapshots             ?volume=NAME → {snapshots: [Snapshot…]}
 //	POST   /v1/snapshots             {name, volumes: [NAME…]} → 201 {snapshots: [Snapshot…]}: all of one instant
+//	POST   /v1/volumes/{name}/compression {compression} → Volume: for what is written from now on
 //	POST   /v1/volumes/{name}/resize {size_bytes, shrink?: bool} → Volume; 409 to shrink without shrink
 //
 // Errors are {"error": "...", "hint": "..."}: 400 the request is wrong, 404 no such volume, 409 the state

@@ -57,6 +57,8 @@ type Volume struct {
 	// Origin is the snapshot that a clone began as, VOLUME@SNAPSHOT.
 	Origin    string `json:"origin,omitempty"`
 	Snapshots int    `json:"snapshots"`
+	// Compression of what is written from now on: s2, zstd or off.
+	Compression string `json:"compression,omitempty"`
 }
 
 // Snapshot is a volume as it was at one instant.
@@ -136,10 +138,14 @@ type Schedule struct {
 	Trouble string     `json:"trouble,omitempty"`
 }
 
-// CreateRequest and ResizeRequest are the bodies of the two POSTs.
+// CreateRequest, ResizeRequest and CompressionRequest are the bodies of the three POSTs.
 type CreateRequest struct {
-	Name      string `json:"name"`
-	SizeBytes int64  `json:"size_bytes"`
+	Name        string `json:"name"`
+	SizeBytes   int64  `json:"size_bytes"`
+	Compression string `json:"compression,omitempty"`
+}
+type CompressionRequest struct {
+	Compression string `json:"compression"`
 }
 type ResizeRequest struct {
 	SizeBytes int64 `json:"size_bytes"`

@@ -5,7 +5,7 @@
 //	ledge array  show | scrub | rate | grow
 //	ledge drive  list | rescan | fail | replace | readd | wipe
 //	ledge lun    list | show | create | resize | rename | delete
-//	ledge volume create | list | show | stats | top | clone | promote | resize | export | import | delete
+//	ledge volume create | list | show | stats | top | clone | promote | resize | compression | export | import | delete
 //	ledge snapshot create | list | diff | rollback | delete
 //	ledge host   status
 //

@@ -53,7 +53,7 @@ func ledge(args ...string) (code int, stdout, stderr string) {
 }
 
 var demo = api.Volume{Name: "demo", UUID: "u-1", SizeBytes: 16 << 30, Figures: api.Figures{LogicalBytes: 1 << 30, UniqueBytes: 512 << 20, StoredBytes: 256 << 20, DedupRatio: 2, CompressionRatio: 2},
-	Cache: api.Cache{Hits: 3, Misses: 1}, IQN: "iqn.2026-11.io.ledge:demo", Portal: "127.0.0.1:3260"}
+	Cache: api.Cache{Hits: 3, Misses: 1}, IQN: "iqn.2026-11.io.ledge:demo", Portal: "127.0.0.1:3260", Compression: "zstd"}
 
 func TestSnapshots(t *testing.T) {
 	dir := t.TempDir()
@@ -119,8 +119,9 @@ func TestVolumes(t *testing.T) {
 	t.Setenv("LEDGE_SOCKET", "")
 	asked := agent(t, dir, map[string]any{
 		"POST /v1/volumes": demo, "GET /v1/volumes": map[string]any{"volumes": []api.Volume{demo}}, "GET /v1/volumes/demo": demo, "POST /v1/volumes/demo/resize": demo,
-		"GET /v1/volumes/none": &api.Error{Status: 404, Message: `no volume "none"`, Hint: "look with list"},
-		"GET /v1/status":       api.Status{Host: "h1", Phase: api.PhaseJoining, Trouble: "no owner", Paths: []api.Path{{LUN: "store", Portal: "p:1", State: "standby"}}},
+		"POST /v1/volumes/demo/compression": demo,
+		"GET /v1/volumes/none":              &api.Error{Status: 404, Message: `no volume "none"`, Hint: "look with list"},
+		"GET /v1/status":                    api.Status{Host: "h1", Phase: api.PhaseJoining, Trouble: "no owner", Paths: []api.Path{{LUN: "store", Portal: "p:1", State: "standby"}}},
 	})
 	for _, c := range []struct {
 		args string
@@ -130,6 +131,10 @@ func TestVolumes(t *testing.T) {
 	}{
 		{"volume create demo 16GiB", 0, []string{"created demo, 16 GiB", "iscsi://127.0.0.1:3260/iqn.2026-11.io.ledge:demo/0"}, `POST /v1/volumes {"name":"demo","size_bytes":17179869184}`},
 		{"volume create demo 1.5TiB --json", 0, []string{`"name": "demo"`}, `POST /v1/volumes {"name":"demo","size_bytes":1649267441664}`},
+		{"volume create demo 16GiB --compression zstd", 0, nil, `POST /v1/volumes {"name":"demo","size_bytes":17179869184,"compression":"zstd"}`},
+		{"volume compression demo off", 0, []string{"written to demo from now on is compressed: zstd"}, `POST /v1/volumes/demo/compression {"compression":"off"}`},
+		{"volume compression demo", 2, []string{"needs s2, zstd or off"}, ""},
+		{"volume create --help", 0, []string{"--compression", "zstd"}, ""},
 		{"volume list", 0, []string{"NAME", "demo", "16 GiB", "256 MiB"}, "GET /v1/volumes"},
 		{"volume ls --json", 0, []string{`"stored_bytes": 268435456`}, "GET /v1/volumes"},
 		{"volume show demo", 0, []string{"75.0 %", "2.00 to 1", "u-1"}, "GET /v1/volumes/demo"},

@@ -76,7 +76,7 @@ func BenchmarkBound(b *testing.B) {
 		h.Sum(sums, blocks)
 		at := 0
 		for _, p := range blocks {
-			at += copy(out[at:], dst[:encodeBlock(dst, p)])
+			at += copy(out[at:], dst[:encodeBlock(dst, p, CompressS2)])
 		}
 	}
 }

@@ -2,30 +2,87 @@ package store
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
 )
 
 // A stored block: crc32c (4 bytes) over {segment u32, offset u32, codec, content}, codec, content.
 // The address in the checksum makes a misdirected or lost write as visible as a flipped bit.
 //
 // S2 was chosen by measurement on 4 KiB blocks of Go's source tree, one core: S2 935 MB/s to 0.33,
-// LZ4 610 MB/s to 0.35, zstd fastest 264 MB/s to 0.24. Zstd would be the slowest stage of the
-// write path by far; it suits a cleaner that recompresses what has become cold.
+// LZ4 610 MB/s to 0.35, zstd fastest 264 MB/s to 0.24. Zstd is the slowest stage of the
+// write path by far; it is for volumes that ask for it.
 const (
-	codecRaw = 0
-	codecS2  = 1
+	codecRaw  = 0
+	codecS2   = 1
+	codecZstd = 4 // 2 and 3 are of pages
 )
 
-// encodeBlock fills dst, which has blockHeader+BlockBytes bytes, and returns how many it used. The
+// Compression is what a volume's blocks are compressed with when they are stored. What is stored already stays as it is, and
+// what is a duplicate of it, too.
+type Compression uint8
+
+const (
+	CompressS2 Compression = iota
+	CompressZstd
+	CompressOff
+	compressions
+)
+
+var compressionNames = []string{"s2", "zstd", "off"}
+
+func (c Compression) String() string {
+	if c < compressions {
+		return compressionNames[c]
+	}
+	return fmt.Sprintf("compression(%d)", uint8(c))
+}
+
+// ParseCompression reads what String wrote; "" is the default.
+func ParseCompression(s string) (Compression, error) {
+	if s == "" {
+		return CompressS2, nil
+	}
+	if i := slices.Index(compressionNames, s); i >= 0 {
+		return Compression(i), nil
+	}
+	return 0, fmt.Errorf("compression %q: s2, zstd or off: %w", s, ErrCompression)
+}
+
+// Both are for any number of goroutines. A frame has its content's size and no checksum, since the block has one.
+var (
+	zstdEncoder = must1(zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true),
+		zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(BlockBytes)))
+	zstdDecoder = must1(zstd.NewReader(nil, zstd.WithDecoderMaxMemory(16*BlockBytes), zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true)))
+)
+
+// must1 is for options that are right or wrong by how they are written here.
+func must1[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// encodeBlock fills dst, which has encodeScratch bytes, and returns how many it used. The
 // checksum is left to sealBlock, when the address is known.
-func encodeBlock(dst, src []byte) int {
+func encodeBlock(dst, src []byte, c Compression) int {
 	// What doesn't shrink by a sixteenth costs the reader more than it saves. S2 itself has
 	// the early way out: it skips ever faster over what has no matches.
 	const worth = BlockBytes - BlockBytes/16
-	if n := len(s2.Encode(dst[blockHeader:cap(dst)], src)); n <= worth {
-		dst[4] = codecS2
-		return blockHeader + n
+	switch c {
+	case CompressS2:
+		if n := len(s2.Encode(dst[blockHeader:cap(dst)], src)); n <= worth {
+			dst[4] = codecS2
+			return blockHeader + n
+		}
+	case CompressZstd:
+		if p := zstdEncoder.EncodeAll(src, dst[blockHeader:blockHeader]); len(p) <= worth {
+			dst[4] = codecZstd
+			return blockHeader + copy(dst[blockHeader:], p)
+		}
 	}
 	dst[4] = codecRaw
 	return blockHeader + copy(dst[blockHeader:], src)
@@ -67,6 +124,11 @@ func decodeBlock(at loc, dst, p []byte) error {
 			if _, err := s2.Decode(dst[:BlockBytes], p[blockHeader:]); err == nil {
 				return nil
 			}
+		}
+	case codecZstd:
+		if got, err := zstdDecoder.DecodeAll(p[blockHeader:], dst[:0:BlockBytes]); err == nil && len(got) == BlockBytes {
+			copy(dst, got)
+			return nil
 		}
 	}
 	return fmt.Errorf("content of block at segment %d offset %d: %w", at.segment(), at.off(), ErrCorrupt)

@@ -33,7 +33,7 @@
 // Little endian; crc is CRC-32C (Castagnoli); LUN blocks are 4 KiB. Version 2 added snapshots and clones: kinds 6 to
 // 8 of a record, 8 to 10 of a segment's log, 7 of a checkpoint, the end of a description, narrow slots,
 // and segments of what the cleaner moved. Version 3 added stored pages: codecs 2 and 3, kinds 8 and 9 of a checkpoint, the
-// trailer's last field. Stores of version 1 and 2 are read, and are of version 3 from then on; an older agent refuses them.
+// trailer's last field; and codec 4, and the last byte of a description. Stores of version 1 and 2 are read, and are of version 3 from then on; an older agent refuses them.
 //
 //	superblock, 4 KiB, at 0 and at 4096 of the journal LUN
 //	  0  8 "LEDGESB1"                         88  8 start of the journal in the ring, bytes
@@ -58,12 +58,13 @@
 //	 64    entries, 24 bytes each              description, then zeros
 //
 //	description: UUID (16), bytes (8), length of the name (2), name; of snapshots and clones also: 1 for a snapshot or
-//	0 (1), volume that it is of or snapshot that the clone is of (4), nanoseconds since 1970 (8), group (16). A later
-//	one changes what the volume is of, and its name; an agent from before 2026-11-27 leaves the name as it was
+//	0 (1), volume that it is of or snapshot that the clone is of (4), nanoseconds since 1970 (8), group (16); of a volume that is not
+//	compressed with S2, behind those: 1 Zstandard, 2 nothing (1). A later
+//	one changes what the volume is of, its name and its compression; an agent from before 2026-11-27 leaves the name as it was
 //
 //	segment, 8 MiB: stored blocks from its start, slots and log just before the trailer, the trailer
 //	last. Stripes of 1 MiB without anything in them are not written.
-//	stored block: crc (4) of segment number (4), offset (4), codec and content; codec (1): 0 raw, 1 S2; content
+//	stored block: crc (4) of segment number (4), offset (4), codec and content; codec (1): 0 raw, 1 S2, 4 Zstandard (RFC 8878); content
 //	stored page, in checkpoint segments: the same; codec 2: 512 places of 8 bytes; 3: runs, see appendRuns
 //	place: segment number (28 bits, the highest), offset (23), stored length (13); 0: nothing
 //	slot, 22 bytes: the first 20 of the fingerprint, stored length (2); the blocks lie one behind the other

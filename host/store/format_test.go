@@ -196,7 +196,7 @@ func TestGoldenCopies(t *testing.T) {
 // sampleNodes is what version 3 has instead of pages: a volume, a snapshot that shares one of its two pages, and a map that is taken apart.
 func sampleNodes() []byte {
 	p := []byte{itemHead, 10, 3, 4, 5}
-	v := Volume{uuid: [16]byte{7}, name: "demo", appliedName: "demo", applied: 1 << 30}
+	v := Volume{uuid: [16]byte{7}, name: "demo", appliedName: "demo", applied: 1 << 30, appliedCompression: CompressZstd}
 	p = append(append(p, itemVolume, 7, byte(len(v.describe()))), v.describe()...)
 	var at [nodePages]loc
 	at[0], at[2] = makeLoc(5, 0, 100), makeLoc(5, 100, 4101)
@@ -219,6 +219,9 @@ func TestGoldenNodes(t *testing.T) {
 	}
 	a, b := &st.volumes[7].m, &st.volumes[8].m
 	shared := a.page((nodePages + 2) * pageEntries)
+	if v := st.volumes[7]; v.compression != CompressZstd || v.appliedCompression != CompressZstd || v.snapshot || st.volumes[8].compression != CompressS2 {
+		t.Errorf("volumes %+v", st.volumes)
+	}
 	if shared == nil || shared.rest != makeLoc(5, 100, 4101) || shared.count != 32 || shared.refs != 2 || b.page((nodePages+2)*pageEntries) != shared || a.mapped != 35 || b.mapped != 32 ||
 		st.dying[lastDying].page(2*pageEntries).rest != makeLoc(6, 0, 50) || st.segs[2].live != 36 {
 		t.Errorf("%+v", st)
@@ -300,7 +303,7 @@ func TestEveryBitCounts(t *testing.T) {
 func TestBlock(t *testing.T) {
 	for _, data := range [][]byte{text(1, 1), noise(1, 1)} {
 		p := make([]byte, encodeScratch)
-		p = p[:encodeBlock(p, data)]
+		p = p[:encodeBlock(p, data, CompressS2)]
 		sealBlock(5, 1000, p)
 		at := makeLoc(5, 1000, len(p))
 		got := make([]byte, BlockBytes)
@@ -455,8 +458,9 @@ func FuzzPage(f *testing.F) {
 
 func FuzzBlock(f *testing.F) {
 	p := make([]byte, encodeScratch)
-	p = p[:encodeBlock(p, text(1, 1))]
-	f.Add(p)
+	for c := range compressions {
+		f.Add(bytes.Clone(p[:encodeBlock(p, text(1, 1), c)]))
+	}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		p = append([]byte(nil), p...)
 		at := makeLoc(1, 0, min(len(p), 1<<13-1))

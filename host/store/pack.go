@@ -94,6 +94,7 @@ type packItem struct {
 	lba    uint64
 	unit   uint64
 	data   []byte
+	codec  Compression
 	skip   bool // overwritten by what is durable too
 	place  loc  // of a duplicate
 	same   int  // index+1 of an equal block before it in the batch
@@ -169,7 +170,7 @@ func (st *Store) gather(b *batch) []packItem {
 			continue
 		}
 		for k := range o.count {
-			it := packItem{v: b.vols[i], lba: o.lba + k, unit: unit, data: o.data[k*BlockBytes : (k+1)*BlockBytes]}
+			it := packItem{v: b.vols[i], lba: o.lba + k, unit: unit, data: o.data[k*BlockBytes : (k+1)*BlockBytes], codec: b.vols[i].compression}
 			if p := it.v.newest(it.lba); p != nil && it.v.copying == 0 && p.b.durable && (p.b != b || p.unit != unit) {
 				it.skip = true
 			}
@@ -252,7 +253,7 @@ func (st *Store) compress(items []packItem) {
 		scratch := make([]byte, encodeScratch)
 		for i := lo; i < hi; i++ {
 			if it := &items[i]; !it.skip && it.place == 0 && it.same == 0 {
-				n := encodeBlock(scratch, it.data)
+				n := encodeBlock(scratch, it.data, it.codec)
 				it.stored = append([]byte(nil), scratch[:n]...)
 			}
 		}
@@ -394,7 +395,7 @@ func (st *Store) applyOp(v *Volume, o *op, b *batch, unit uint64) {
 		src.copying--
 	case opDescribe:
 		d, _ := parseDescription(o.data) // it was checked when it came
-		v.appliedFrom, v.appliedName = d.from, d.name
+		v.appliedFrom, v.appliedName, v.appliedCompression = d.from, d.name, d.compression
 		l.volume(logDescribe, v.id, 0, v.describe())
 	}
 	st.charge(st.open.info, v, costElse, 0)

@@ -355,7 +355,7 @@ func (st *Store) applySegment(ctx context.Context, n uint32, f *found) error {
 				return fmt.Errorf("store: segment %d: %w", n, err)
 			}
 			st.redescribe(v, &d)
-			v.appliedFrom, v.appliedName = d.from, d.name
+			v.appliedFrom, v.appliedName, v.appliedCompression = d.from, d.name, d.compression
 			cost = costElse
 		case logResize:
 			v.size, v.applied = int64(c.n), int64(c.n)

@@ -411,6 +411,10 @@ func (s *simulation) administrate(ctx context.Context, st *Store, rng *rand.Rand
 		case 8:
 			s.rename(ctx, st, m, []string{"a", "b", "c", "d"}[rng.IntN(4)])
 			name = m.name
+		case 9:
+			if err := st.SetCompression(ctx, name, Compression(rng.IntN(int(compressions)))); s.bad(st, "compression", err) {
+				return
+			}
 		}
 		if s.doubt != nil || s.cut() {
 			return

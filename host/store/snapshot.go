@@ -73,13 +73,14 @@ func (st *Store) listed(v *Volume) *Volume {
 // redescribe makes v what d says it is of. mu is held.
 func (st *Store) redescribe(v, d *Volume) {
 	st.unlist(v)
-	v.from, v.name = d.from, d.name
+	v.from, v.name, v.compression = d.from, d.name, d.compression
 	st.list(v)
 }
 
 // copyOf begins a volume as a copy of src. mu is held.
 func (st *Store) copyOf(src *Volume, name string, snapshot bool, from uint32) (*Volume, op) {
-	v := &Volume{st: st, id: st.nextVol, name: name, appliedName: name, size: src.size, applied: src.size, snapshot: snapshot, from: from, appliedFrom: from, dirty: map[uint64]*pending{}}
+	v := &Volume{st: st, id: st.nextVol, name: name, appliedName: name, size: src.size, applied: src.size, snapshot: snapshot, from: from, appliedFrom: from,
+		compression: src.compression, appliedCompression: src.compression, dirty: map[uint64]*pending{}}
 	rand.Read(v.uuid[:])
 	v.uuid[6], v.uuid[8] = v.uuid[6]&0x0f|0x40, v.uuid[8]&0x3f|0x80
 	v.taken = st.opt.Now().UnixNano()

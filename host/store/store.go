@@ -32,6 +32,8 @@ var (
 	ErrSize     = errors.New("store: bad volume size")
 	// ErrLimit: as many volumes or snapshots as a store can have.
 	ErrLimit = errors.New("store: too many volumes")
+	// ErrCompression: there is none of that name.
+	ErrCompression = errors.New("store: no such compression")
 	// ErrHasSnapshots: a volume is deleted after its snapshots.
 	ErrHasSnapshots = errors.New("store: volume has snapshots")
 	// ErrNoClone: only a clone of a snapshot that is there can be promoted.

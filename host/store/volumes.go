@@ -28,12 +28,14 @@ type Volume struct {
 	applied int64      // size, applied
 	m       blockMap
 	// snapshot: nobody writes it. from is the volume that a snapshot is of, or the snapshot that a clone is of; 0: none.
-	snapshot    bool
-	from        uint32
-	appliedFrom uint32
-	appliedName string
-	taken       int64    // when, nanoseconds since 1970
-	group       [16]byte // the snapshots of one instant have one
+	snapshot           bool
+	from               uint32
+	appliedFrom        uint32
+	appliedName        string
+	compression        Compression
+	appliedCompression Compression
+	taken              int64    // when, nanoseconds since 1970
+	group              [16]byte // the snapshots of one instant have one
 	// copying counts copies of this volume, and replacing ones of others to here, that are in the log and not applied.
 	copying, replacing int
 	slots              int64         // blocks that this volume's writes brought into segments that exist
@@ -60,17 +62,19 @@ type VolumeInfo struct {
 	Origin string
 	// Snapshots that the volume has.
 	Snapshots int
+	// Compression of what is written from now on.
+	Compression Compression
 }
 
 // describe is the payload of a creation: UUID, size, name; of snapshots and clones also, since version 2, what they are
-// of, when, and the group.
+// of, when, and the group; since version 3, where it is not S2, the compression.
 func (v *Volume) describe() []byte {
 	p := make([]byte, 0, 64+len(v.appliedName))
 	p = append(p, v.uuid[:]...)
 	p = le.AppendUint64(p, uint64(v.applied))
 	p = le.AppendUint16(p, uint16(len(v.appliedName)))
 	p = append(p, v.appliedName...)
-	if v.appliedFrom == 0 {
+	if v.appliedFrom == 0 && v.appliedCompression == 0 {
 		return p
 	}
 	kind := byte(0)
@@ -80,7 +84,11 @@ func (v *Volume) describe() []byte {
 	p = append(p, kind)
 	p = le.AppendUint32(p, v.appliedFrom)
 	p = le.AppendUint64(p, uint64(v.taken))
-	return append(p, v.group[:]...)
+	p = append(p, v.group[:]...)
+	if v.appliedCompression != 0 {
+		p = append(p, byte(v.appliedCompression))
+	}
+	return p
 }
 
 const originBytes = 1 + 4 + 8 + 16
@@ -104,7 +112,14 @@ func parseDescription(p []byte) (v Volume, err error) {
 		if v.appliedFrom = v.from; p[0] > 1 || v.snapshot && v.from == 0 {
 			return v, fmt.Errorf("description of %q: %w", v.name, ErrCorrupt)
 		}
-		p = p[originBytes:]
+		if p = p[originBytes:]; len(p) > 0 {
+			v.compression = Compression(p[0])
+			v.appliedCompression = v.compression
+			p = p[1:]
+		}
+		if v.compression >= compressions {
+			return v, fmt.Errorf("description of %q: compression %d: %w", v.name, v.compression, ErrCorrupt)
+		}
 	}
 	if !isZero(p) {
 		return v, fmt.Errorf("description of %q: %w", v.name, ErrCorrupt)
@@ -131,13 +146,21 @@ func checkSize(bytes int64) error {
 
 // CreateVolume makes an empty volume; it is durable on return.
 func (st *Store) CreateVolume(ctx context.Context, name string, bytes int64) (VolumeInfo, error) {
+	return st.CreateCompressed(ctx, name, bytes, CompressS2)
+}
+
+// CreateCompressed is CreateVolume of a volume that is compressed so.
+func (st *Store) CreateCompressed(ctx context.Context, name string, bytes int64, c Compression) (VolumeInfo, error) {
+	if c >= compressions {
+		return VolumeInfo{}, fmt.Errorf("%s: %w", c, ErrCompression)
+	}
 	if err := checkName(name); err != nil {
 		return VolumeInfo{}, err
 	}
 	if err := checkSize(bytes); err != nil {
 		return VolumeInfo{}, err
 	}
-	v := &Volume{st: st, name: name, appliedName: name, size: bytes, applied: bytes, dirty: map[uint64]*pending{}}
+	v := &Volume{st: st, name: name, appliedName: name, size: bytes, applied: bytes, compression: c, appliedCompression: c, dirty: map[uint64]*pending{}}
 	rand.Read(v.uuid[:])
 	v.uuid[6], v.uuid[8] = v.uuid[6]&0x0f|0x40, v.uuid[8]&0x3f|0x80
 	err := st.submit(ctx, func() ([]op, error) {
@@ -194,10 +217,25 @@ func (st *Store) RenameVolume(ctx context.Context, name, to string) error {
 	})
 }
 
+// SetCompression changes what is written to the volume from now on.
+func (st *Store) SetCompression(ctx context.Context, name string, c Compression) error {
+	if c >= compressions {
+		return fmt.Errorf("%s: %w", c, ErrCompression)
+	}
+	return st.submit(ctx, func() ([]op, error) {
+		v := st.byName[name]
+		if v == nil {
+			return nil, fmt.Errorf("%q: %w", name, ErrNotFound)
+		}
+		v.compression = c
+		return []op{{kind: opDescribe, vol: v.id, data: v.described()}}, nil
+	})
+}
+
 // described is a description of v as the next entry of the log has it. mu is held.
 func (v *Volume) described() []byte {
 	d := *v
-	d.appliedName, d.appliedFrom, d.applied = v.name, v.from, v.size
+	d.appliedName, d.appliedFrom, d.applied, d.appliedCompression = v.name, v.from, v.size, v.compression
 	return d.describe()
 }
 
@@ -291,7 +329,7 @@ func (v *Volume) Info() VolumeInfo {
 
 func (v *Volume) info() VolumeInfo {
 	i := VolumeInfo{Name: v.name, UUID: v.uuid, SizeBytes: v.size, LogicalBytes: v.m.mapped * BlockBytes,
-		UniqueBytes: v.slots * BlockBytes, StoredBytes: v.bytes, Snapshots: len(v.st.snaps[v.id])}
+		UniqueBytes: v.slots * BlockBytes, StoredBytes: v.bytes, Snapshots: len(v.st.snaps[v.id]), Compression: v.compression}
 	if s := v.st.volumes[v.from]; s != nil && !s.deleted && s.snapshot {
 		i.Origin = v.st.volumes[s.from].name + "@" + s.name
 	}
