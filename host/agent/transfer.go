@@ -145,6 +145,10 @@ func (a *Agent) importVolume(w http.ResponseWriter, r *http.Request) (v api.Volu
 			return v, refuse(http.StatusBadRequest, "", "size_bytes %q: want a whole number of bytes", clip(s))
 		}
 	}
+	how, err := store.ParseCompression(r.URL.Query().Get("compression"))
+	if err != nil {
+		return v, refuse(http.StatusBadRequest, "", "compression: want %s", wantCompression)
+	}
 	if e, err := a.current(); err != nil {
 		return v, err
 	} else if err := a.vacant(e, name); err != nil { // before all of it is sent for nothing
@@ -187,9 +191,16 @@ func (a *Agent) importVolume(w http.ResponseWriter, r *http.Request) (v api.Volu
 		}
 		if err := e.CreateVolume(ctx, hidden, size); errors.Is(err, store.ErrExists) {
 			return underWay(name)
-		} else {
+		} else if err != nil {
 			return answer("import", name, err)
 		}
+		if how == store.CompressS2 {
+			return nil
+		}
+		if err := compress(ctx, e, hidden, how); err != nil {
+			return errors.Join(err, e.DeleteVolume(ctx, hidden))
+		}
+		return nil
 	}); err != nil {
 		return v, err
 	}

@@ -80,8 +80,8 @@ func TestTransfer(t *testing.T) {
 		t.Errorf("an export leaves snapshots: %+v", list.Snapshots)
 	}
 
-	copied, err := r.send("copy", bytes.NewReader(now), int64(len(now)), "?size_bytes=134217728")
-	if err != nil || copied.SizeBytes != 128*mib || copied.Origin != "" || copied.Snapshots != 0 {
+	copied, err := r.send("copy", bytes.NewReader(now), int64(len(now)), "?size_bytes=134217728&compression=zstd")
+	if err != nil || copied.SizeBytes != 128*mib || copied.Compression != "zstd" || copied.Origin != "" || copied.Snapshots != 0 {
 		t.Fatalf("import: %+v, %v", copied, err)
 	}
 	dev := dial(t, copied)
@@ -102,6 +102,7 @@ func TestTransfer(t *testing.T) {
 		{"rubbish", "", strings.NewReader(strings.Repeat("rubbish ", 100)), http.StatusBadRequest, "not a valid image"},
 		{"short", "", bytes.NewReader(now[:len(now)/2]), http.StatusBadRequest, "ends at byte"},
 		{"small", "?size_bytes=4096", bytes.NewReader(now), http.StatusBadRequest, "64 MiB"},
+		{"odd", "?compression=lz4", bytes.NewReader(now), http.StatusBadRequest, "zstd"},
 		{"odd", "?size_bytes=many", bytes.NewReader(now), http.StatusBadRequest, "size_bytes"},
 	} {
 		if _, err := r.send(c.name, c.body, -1, c.query); status(err) != c.status || !strings.Contains(err.Error(), c.says) {

@@ -16,7 +16,7 @@
 //	POST   /v1/volumes/{name}/promote → Volume: of a clone; it takes over its origin's snapshots up to its own
 //	GET    /v1/volumes/{name}/diff   ?from=SNAPSHOT&to=SNAPSHOT&offset=N → Diff; without to: to the volume as it is
 //	GET    /v1/volumes/{name}/export ?snapshot=NAME → the volume, or its snapshot, as a qcow2 image with all tables in front
-//	POST   /v1/volumes/{name}/import ?size_bytes=N, such an image → 201 Volume, once all of it is there
+//	POST   /v1/volumes/{name}/import ?size_bytes=N&compression=C, such an image → 201 Volume, once all of it is there
 //	DELETE /v1/volumes/{name}/snapshots/{snapshot} → 204
 //	POST   /v1/volumes/{name}/snapshots/{snapshot}/clone    {name} → 201 Volume
 //	POST   /v1/volumes/{name}/snapshots/{snapshot}/rollback {force?: bool} → Volume; 409 while sessions use it, without force

@@ -254,7 +254,7 @@ func (zeroReader) Read(p []byte) (int, error) {
 }
 
 func (t *tool) volumeImport() *cobra.Command {
-	var format, size string
+	var format, size, compression string
 	cmd := &cobra.Command{
 		Use: "import FILE NAME", Short: "Make a volume of a raw or qcow2 file", Args: words("a FILE, or - for standard input", "a NAME"),
 		Long: `Make a volume of a file: raw, or qcow2 of version 2 or 3 (compressed clusters too; no backing file, no encryption). The volume
@@ -273,15 +273,23 @@ From standard input the image is first kept in a temporary file in $TMPDIR, for 
 					return usageError{err}
 				}
 			}
-			return t.importFile(cmd, args[0], args[1], format, least)
+			query := url.Values{}
+			if least > 0 {
+				query.Set("size_bytes", strconv.FormatInt(least, 10))
+			}
+			if compression != "" {
+				query.Set("compression", compression)
+			}
+			return t.importFile(cmd, args[0], args[1], format, query)
 		}),
 	}
 	cmd.Flags().StringVar(&format, "format", formatAuto, "raw, qcow2, or auto: by what the file begins with")
 	cmd.Flags().StringVar(&size, "size", "", "size of the volume, if it is to be larger than the image")
+	cmd.Flags().StringVar(&compression, "compression", "", "s2, zstd or off (default s2)")
 	return cmd
 }
 
-func (t *tool) importFile(cmd *cobra.Command, file, name, format string, least int64) error {
+func (t *tool) importFile(cmd *cobra.Command, file, name, format string, query url.Values) error {
 	began, ctx := time.Now(), cmd.Context()
 	f, err := t.input(file)
 	if err != nil {
@@ -304,8 +312,8 @@ func (t *tool) importFile(cmd *cobra.Command, file, name, format string, least i
 	x := t.transfer(cmd, "importing", plan.Bytes())
 	defer x.p.end()
 	path := volumePath(name) + "/import"
-	if least > 0 {
-		path += "?size_bytes=" + strconv.FormatInt(least, 10)
+	if len(query) > 0 {
+		path += "?" + query.Encode()
 	}
 	r, w := io.Pipe()
 	wrote := make(chan error, 1)
