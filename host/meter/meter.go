@@ -22,7 +22,7 @@ type Volume struct {
 	Reads, Writes, Unmaps Command
 	// Stages of reads, those included that a partial write needs: waiting for writes of the same blocks, or for the copy that
 	// the volume begins as; lines, or parts, that came from the flash cache; asking it for what it did not have; lines that came
-	// from the shelf; checksum and decompression.
+	// from the shelf; checksum and decompression. Lines with pages of the volume's map that a read needed are counted with those of blocks.
 	ReadQueue, Cache, Miss, Shelf, Decode Histogram
 	// Hits are lines, or parts, that the flash cache had. Memory is how many reads needed neither cache nor shelf.
 	Hits, CacheBytes, ShelfBytes, Memory atomic.Uint64

@@ -176,7 +176,7 @@ type survey struct{ live, appended int64 }
 
 // survey picks what to clean, emptiest first, and counts what is empty already. It measures in
 // bytes against whole segments, because a segment that was sealed early wastes its rest too.
-// What is moved takes room segments at most. victims is empty when cleaning them would gain nothing worth it.
+// What is moved, and the pages of maps that say so, takes room segments at most. victims is empty when cleaning them would gain nothing worth it.
 func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead int, garbagePercent int64, found survey) {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
@@ -211,7 +211,8 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 	gain := func(n int) int { return n - int((bytes+SegmentBytes-1)/(SegmentBytes*31/32)) }
 	for i, n := range victims {
 		blocks, bytes = blocks+st.segs[n].live, bytes+live[n]
-		if blocks > most && i > 0 || bytes > int64(room)*SegmentBytes {
+		changed := min(blocks, st.maps.pages) * (blockHeader + pageBytes) // of maps, at most
+		if blocks > most && i > 0 || bytes+changed > int64(room)*SegmentBytes {
 			break
 		}
 		// While there is room only what is emptier than the limit is worth it; when there is none, the first segments gained are.

@@ -26,6 +26,7 @@ type where struct {
 	place loc    // on the LUN; zero: done
 	wait  *batch // not durable yet
 	page  *page  // of the map, and not in memory
+	paged bool   // find brought it
 }
 
 // Read fills dst, whole blocks, from block lba on.
@@ -62,17 +63,20 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 		return err
 	}
 	var far []where
+	paged := false
 	for i := range n {
 		w, err := v.find(ctx, lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
 		if err != nil {
 			return err
 		}
-		if w.place != 0 {
+		if paged = paged || w.paged; w.place != 0 {
 			far = append(far, w)
 		}
 	}
 	if len(far) == 0 {
-		m.Memory.Add(1)
+		if !paged {
+			m.Memory.Add(1)
+		}
 		return nil
 	}
 	return v.readFar(ctx, lba, dst, far)
@@ -81,6 +85,7 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 // find is steps 1 and 2, and waits for what they need.
 func (v *Volume) find(ctx context.Context, lba uint64, dst []byte, durable bool) (w where, err error) {
 	m := v.Meter()
+	paged := false
 	for {
 		switch w, err = v.near(lba, dst, durable); {
 		case err != nil:
@@ -89,8 +94,9 @@ func (v *Volume) find(ctx context.Context, lba uint64, dst []byte, durable bool)
 			err = (&Ticket{batches: []*batch{w.wait}}).Wait(ctx)
 			m.ReadQueue.Add(m.Now() - start)
 		case w.page != nil:
-			err = v.st.want(ctx, m, w.page)
+			err, paged = v.st.want(ctx, m, w.page), true
 		default:
+			w.paged = paged
 			return w, nil
 		}
 		if err != nil {
