@@ -339,6 +339,12 @@ func TestDeleteOfMany(t *testing.T) {
 }
 
 func TestDiff(t *testing.T) {
+	for _, reopened := range []bool{false, true} { // true: no page is in memory
+		t.Run(fmt.Sprintf("reopened %v", reopened), func(t *testing.T) { testDiff(t, reopened) })
+	}
+}
+
+func testDiff(t *testing.T, reopened bool) {
 	sh := newShelf(t, 1)
 	ctx := t.Context()
 	st := open(t, sh.options())
@@ -357,6 +363,9 @@ func TestDiff(t *testing.T) {
 	snap("two")
 	must(t, v.Write(ctx, 1<<27, text(4, 3)))
 	must(t, v.Write(ctx, pageEntries-1, text(5, 2))) // across pages
+	if reopened {
+		st = reopen(t, st, sh, true)
+	}
 	for _, x := range []struct {
 		from, to string
 		want     [][2]uint64
