@@ -67,7 +67,7 @@ NAME is 1 to 63 of a-z, 0-9 and -. SIZE is in bytes, or with KiB, MiB, GiB, TiB
 	return cmd
 }
 
-const compressionHelp = `Blocks are compressed with S2, which is fast; with zstd they are about a fifth smaller, and
+const compressionHelp = `Blocks are compressed with S2, which is fast; with zstd they are about a quarter smaller, and
 writing takes three times as much of the processor; off is for data that is compressed or
 encrypted already.`
 
