@@ -32,6 +32,7 @@ type EngineStats struct {
 	Store   string
 	Figures api.Figures
 	Cache   api.Cache
+	Maps    *api.Maps // nil: there are none
 	Paths   []api.Path
 }
 

@@ -223,7 +223,7 @@ func (e *storeEngine) Stats() EngineStats {
 	out := EngineStats{Store: formatUUID(e.st.UUID()), Cache: e.cacheFigures(), Figures: api.Figures{
 		LogicalBytes: s.LogicalBytes, UniqueBytes: s.UniqueBytes, StoredBytes: s.StoredBytes, PendingBytes: s.PendingBytes,
 		DedupRatio: s.DedupRatio, CompressionRatio: s.CompressionRatio,
-	}}
+	}, Maps: &api.Maps{Bytes: s.MapBytes, LimitBytes: s.MapLimit, Pages: s.MapPages, Resident: s.MapResident, PagesRead: s.PagesRead}}
 	for _, d := range []struct {
 		name string
 		dev  *initiator.Device

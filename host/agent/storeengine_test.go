@@ -151,6 +151,9 @@ func TestStoreEngine(t *testing.T) {
 		compressed(again, "packed", "zstd")
 		compressed(again, "plain", "zstd")
 		compressed(again, "demo", "s2")
+		if m := s.Maps; m == nil || m.LimitBytes < mib || m.Pages == 0 || m.Bytes == 0 {
+			t.Errorf("%s: maps %+v", name, m)
+		}
 		if s.Volumes != 3 || len(s.Paths) != 2 || s.LogicalBytes != 2*int64(len(data)) || s.UniqueBytes > int64(len(data))*11/10 {
 			t.Errorf("%s: %+v", name, s)
 		}

@@ -116,6 +116,7 @@ type Status struct {
 	Store   string    `json:"store,omitempty"` // UUID
 	Figures
 	Cache    Cache  `json:"cache"`
+	Maps     *Maps  `json:"maps,omitempty"`
 	Volumes  int    `json:"volumes"`
 	Sessions int    `json:"sessions"`
 	Paths    []Path `json:"paths"`
@@ -124,6 +125,16 @@ type Status struct {
 	MaxVolumes    int        `json:"max_volumes"`
 	MaxSizeBytes  int64      `json:"max_volume_bytes"`
 	SizeStepBytes int64      `json:"volume_step_bytes"`
+}
+
+// Maps is the memory that the volumes' maps take: Bytes of LimitBytes ("memory.map"). Of their Pages, of 2 MiB of a volume each, Resident are
+// there; others were read, PagesRead times since the agent began: where that grows fast, a larger limit makes reads faster.
+type Maps struct {
+	Bytes      int64 `json:"bytes"`
+	LimitBytes int64 `json:"limit_bytes"`
+	Pages      int64 `json:"pages"`
+	Resident   int64 `json:"resident_pages"`
+	PagesRead  int64 `json:"pages_read"`
 }
 
 // Schedule is snapshots that the agent takes by itself.

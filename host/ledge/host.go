@@ -54,6 +54,9 @@ func (t *tool) printHost(s api.Status) error {
 		pairs = append(pairs,
 			"logical", api.FormatSize(s.LogicalBytes), "unique", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.UniqueBytes), s.DedupRatio),
 			"stored", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.StoredBytes), s.CompressionRatio), "cache", cache)
+		if m := s.Maps; m != nil {
+			pairs = append(pairs, "maps", fmt.Sprintf("%s of %s, %d of %d pages in memory, %d read", api.FormatSize(m.Bytes), api.FormatSize(m.LimitBytes), m.Resident, m.Pages, m.PagesRead))
+		}
 	}
 	if err := facts(t.out, pairs...); err != nil {
 		return err

@@ -58,6 +58,9 @@ var (
 	zstdDecoder = must1(zstd.NewReader(nil, zstd.WithDecoderMaxMemory(16*BlockBytes), zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true)))
 )
 
+// The encoder makes its channel when it is first used; here it is of no simulation.
+func init() { zstdEncoder.EncodeAll(make([]byte, 64), nil) }
+
 // must1 is for options that are right or wrong by how they are written here.
 func must1[T any](v T, err error) T {
 	if err != nil {

@@ -39,9 +39,10 @@ type Stats struct {
 	DedupRatio, CompressionRatio float64
 	// CacheHits and CacheMisses count lines that were asked of the flash cache.
 	CacheHits, CacheMisses int64
-	// Segments, MapBytes, IndexEntries: what is in use of the stated limits. Of the maps' pages MapResident are in memory.
+	// Segments, MapBytes of MapLimit, IndexEntries: what is in use of the stated limits. Of the maps' pages MapResident are in memory.
 	Segments     int
 	MapBytes     int64
+	MapLimit     int64
 	MapPages     int64
 	MapResident  int64
 	IndexEntries int
@@ -66,7 +67,7 @@ func (st *Store) Stats() Stats {
 	s := Stats{
 		AllocatedBytes: int64(len(st.segs)+st.ckptSegments) * SegmentBytes, StoredBytes: st.ckptBytes,
 		JournalBytes: int64(st.ringSize), JournalUsedBytes: int64(st.head - st.tail),
-		CacheHits: c.cacheHits, CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.bytes(), MapPages: st.maps.pages, MapResident: st.maps.resident,
+		CacheHits: c.cacheHits, CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.bytes(), MapLimit: st.maps.limit, MapPages: st.maps.pages, MapResident: st.maps.resident,
 		IndexEntries: st.index.Len(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,
