@@ -446,6 +446,49 @@ func TestCrashInTakeover(t *testing.T) {
 	r.inSync("B")
 }
 
+// TestTakerDies: who asked for the pool dies at any moment of the handover. The owner goes on by itself, or had handed over, and
+// then an order brings the pool back to it; nothing is lost.
+func TestTakerDies(t *testing.T) {
+	r := start(t)
+	r.write()
+	r.inSync("A")
+	served, handed := 0, 0
+	for _, after := range []time.Duration{0, time.Millisecond, 3 * time.Millisecond, 6 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond} {
+		r.more(100)
+		order := make(chan struct{})
+		go func() {
+			defer close(order)
+			r.Call(r.ctx, "B", "POST", "/v1/takeover", nil, nil) // it dies under us
+		}()
+		time.Sleep(after)
+		r.Kill("B")
+		<-order
+		ctx, cancel := context.WithTimeout(r.ctx, 8*time.Second) // longer than the owner waits for who asked
+		_, err := r.Wait(ctx, "A", "owner", func(st Status) bool { return st.Role == "owner" })
+		cancel()
+		if err == nil {
+			served++
+		} else {
+			handed++
+			r.up("B") // it may have claimed the pool before it died
+			if _, err := r.Call(r.ctx, "A", "POST", "/v1/takeover", nil, nil); err != nil {
+				r.must(r.Wait(r.ctx, "B", "owner", func(st Status) bool { return st.Role == "owner" }))
+				r.inSync("B")
+				r.call("A", "POST", "/v1/takeover", nil)
+			}
+			r.owner("A")
+		}
+		r.more(50)
+		if err == nil {
+			r.up("B")
+		}
+		r.standby("B")
+		r.inSync("A")
+	}
+	r.check("the taker died")
+	t.Logf("the owner went on %d times, and had handed over %d times", served, handed)
+}
+
 // TestStoppedStandby: the owner goes on alone when the standby stops, and is in sync again when it goes on.
 func TestStoppedStandby(t *testing.T) {
 	r := start(t)
