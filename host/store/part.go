@@ -1,6 +1,7 @@
 package store
 
 import (
+	"sync"
 	"time"
 
 	"github.com/ledge-storage/ledge/host/meter"
@@ -8,6 +9,9 @@ import (
 
 // partBytes is the most that is worth reading apart from its line.
 const partBytes = 16 << 10
+
+// partBuffers are of reads under way: to make and clear one took a tenth of a read.
+var partBuffers = sync.Pool{New: func() any { return new([partBytes]byte) }}
 
 // readPart is step 3 and 4 for a small read at random: a line is sixteen times what a block needs of the flash.
 // The second time that a line is asked for, it is read whole: then reads are in sequence, or the line is
@@ -27,7 +31,9 @@ func (st *Store) readPart(m *meter.Volume, sample bool, lba uint64, dst []byte, 
 	if to-from > partBytes {
 		return false
 	}
-	p, start := make([]byte, to-from), time.Duration(0)
+	buf := partBuffers.Get().(*[partBytes]byte)
+	defer partBuffers.Put(buf)
+	p, start := buf[:to-from], time.Duration(0)
 	for at := from; at < to; { // in one line or two
 		n := min(to, (at/LineBytes+1)*LineBytes) - at
 		if !st.lines.wantsPart(lineKey{segment, at / LineBytes}) {
