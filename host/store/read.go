@@ -26,7 +26,6 @@ type where struct {
 	place loc    // on the LUN; zero: done
 	wait  *batch // not durable yet
 	page  *page  // of the map, and not in memory
-	paged bool   // find brought it
 }
 
 // Read fills dst, whole blocks, from block lba on.
@@ -65,11 +64,11 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 	var far []where
 	paged := false
 	for i := range n {
-		w, err := v.find(ctx, lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
+		w, brought, err := v.find(ctx, lba+i, dst[i*BlockBytes:(i+1)*BlockBytes], durable)
 		if err != nil {
 			return err
 		}
-		if paged = paged || w.paged; w.place != 0 {
+		if paged = paged || brought; w.place != 0 {
 			far = append(far, w)
 		}
 	}
@@ -82,10 +81,9 @@ func (v *Volume) read(ctx context.Context, lba uint64, dst []byte, durable bool)
 	return v.readFar(ctx, lba, dst, far)
 }
 
-// find is steps 1 and 2, and waits for what they need.
-func (v *Volume) find(ctx context.Context, lba uint64, dst []byte, durable bool) (w where, err error) {
+// find is steps 1 and 2, and waits for what they need: paged says that this was a page of the map.
+func (v *Volume) find(ctx context.Context, lba uint64, dst []byte, durable bool) (w where, paged bool, err error) {
 	m := v.Meter()
-	paged := false
 	for {
 		switch w, err = v.near(lba, dst, durable); {
 		case err != nil:
@@ -96,11 +94,10 @@ func (v *Volume) find(ctx context.Context, lba uint64, dst []byte, durable bool)
 		case w.page != nil:
 			err, paged = v.st.want(ctx, m, w.page), true
 		default:
-			w.paged = paged
-			return w, nil
+			return w, paged, nil
 		}
 		if err != nil {
-			return w, err
+			return w, paged, err
 		}
 	}
 }
@@ -185,7 +182,7 @@ func (v *Volume) readAgain(ctx context.Context, w where, dst []byte) error {
 		if !errors.Is(err, ErrCorrupt) {
 			return err
 		}
-		now, findErr := v.find(ctx, w.lba, dst, true)
+		now, _, findErr := v.find(ctx, w.lba, dst, true)
 		if findErr != nil {
 			return errors.Join(findErr, err)
 		}
