@@ -378,11 +378,17 @@ func (st *Store) lookSome(ctx context.Context, c *round) (quota int, err error) 
 		}
 	}
 	st.mu.RLock()
+	n := (*node)(nil)
 	if m.v == nil || i >= len(m.m.nodes) {
 		k.maps, k.node = k.maps[1:], 0
-	} else if n := m.m.nodes[i]; n != nil && n.pass != k.pass {
+	} else if n = m.m.nodes[i]; n != nil && n.pass == k.pass {
+		n = nil // it was looked through as another's
+	}
+	st.mu.RUnlock()
+	for from := 0; n != nil && from < nodePages; from += pagesLocked {
+		st.mu.RLock()
 		n.pass = k.pass
-		m.m.eachOf(i, func(first uint64, p *page) {
+		m.m.eachIn(i, from, from+pagesLocked, func(first uint64, p *page) {
 			switch {
 			case p.pass == k.pass:
 				return
@@ -394,8 +400,8 @@ func (st *Store) lookSome(ctx context.Context, c *round) (quota int, err error) 
 			p.pass = k.pass
 			quota++
 		})
+		st.mu.RUnlock()
 	}
-	st.mu.RUnlock()
 	slices.SortFunc(absent, func(a, b far) int { return cmp.Compare(a.p.rest, b.p.rest) })
 	for _, f := range absent {
 		at, _, err := st.content(ctx, st.unmetered, f.p, f.p.rest)

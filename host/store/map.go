@@ -271,13 +271,19 @@ func (m *blockMap) each(f func(first uint64, p *page)) {
 }
 
 // eachOf calls f with every page of node i.
-func (m *blockMap) eachOf(i int, f func(first uint64, p *page)) {
+func (m *blockMap) eachOf(i int, f func(first uint64, p *page)) { m.eachIn(i, 0, nodePages, f) }
+
+// eachIn calls f with the pages from to to of node i.
+func (m *blockMap) eachIn(i, from, to int, f func(first uint64, p *page)) {
 	if i >= len(m.nodes) || m.nodes[i] == nil {
 		return
 	}
-	for j, p := range m.nodes[i].pages {
-		if p != nil {
+	for j := from; j < min(to, nodePages); j++ {
+		if p := m.nodes[i].pages[j]; p != nil {
 			f((uint64(i)*nodePages+uint64(j))*pageEntries, p)
 		}
 	}
 }
+
+// pagesLocked is how many pages are looked through with the lock held, for reading: some 0.3 ms.
+const pagesLocked = 64

@@ -500,58 +500,66 @@ func (st *Store) writePages(ctx context.Context, w *checkpointWriter) error {
 	again := st.worthless()
 	maps := st.allMaps()
 	st.mu.RUnlock()
-	type change struct {
-		p     *page
-		rest  loc    // 0: the content is in memory
-		at    []byte // in scratch
-		again bool   // it has not changed
-	}
-	var changes []change
+	var changes []pageChange
 	var scratch []byte
 	for _, m := range maps {
-		for i := range m.m.nodes {
-			changes, scratch = changes[:0], scratch[:0]
-			st.mu.RLock()
-			n := m.m.nodes[i]
-			if n != nil && n.pass != st.pass { // shared ones are looked through once
-				n.pass = st.pass
-				m.m.eachOf(i, func(_ uint64, p *page) {
+		for i, n := range m.m.nodes {
+			if n == nil || n.pass == st.pass { // shared ones are looked through once
+				continue
+			}
+			n.pass = st.pass
+			for from := 0; from < nodePages; from += pagesLocked {
+				changes, scratch = changes[:0], scratch[:0]
+				st.mu.RLock()
+				m.m.eachIn(i, from, from+pagesLocked, func(_ uint64, p *page) {
 					switch {
 					case p.rest != 0 && !again[p.rest.segment()]:
 					case p.at == nil:
-						changes = append(changes, change{p: p, rest: p.rest, again: true})
+						changes = append(changes, pageChange{p: p, rest: p.rest, again: true})
 					default:
-						from := len(scratch)
-						scratch = slices.Grow(scratch, pageScratch)[:from+pageScratch]
-						size := encodePage(scratch[from:], p.at)
-						scratch = scratch[:from+size]
-						changes = append(changes, change{p: p, at: scratch[from : from+size : from+size], again: p.rest != 0})
+						at := len(scratch)
+						scratch = slices.Grow(scratch, pageScratch)[:at+pageScratch]
+						size := encodePage(scratch[at:], p.at)
+						scratch = scratch[:at+size]
+						changes = append(changes, pageChange{p: p, at: scratch[at : at+size : at+size], again: p.rest != 0})
 					}
 				})
-			}
-			st.mu.RUnlock()
-			for _, c := range changes {
-				if c.rest != 0 {
-					var err error
-					if c.at, err = st.storedPage(ctx, st.unmetered, c.rest); err == nil {
-						err = checkBlock(c.rest, c.at)
-					}
-					if errors.Is(err, ErrCorrupt) || errors.Is(err, target.ErrMediumRead) {
-						st.opt.Logger.Error("page of a map not readable; it stays where it is", "err", err)
-						continue
-					}
-					if err != nil {
+				st.mu.RUnlock()
+				for _, c := range changes {
+					if err := st.writePage(ctx, w, c); err != nil {
 						return err
 					}
-				}
-				if err := w.page(c.p, c.at, c.again); err != nil {
-					return err
 				}
 			}
 		}
 	}
 	st.trimMaps()
 	return nil
+}
+
+// pageChange is a page to be written.
+type pageChange struct {
+	p     *page
+	rest  loc    // where it lies as it is; 0: it is in at
+	at    []byte // encoded
+	again bool   // it has not changed
+}
+
+func (st *Store) writePage(ctx context.Context, w *checkpointWriter, c pageChange) error {
+	if c.rest != 0 {
+		var err error
+		if c.at, err = st.storedPage(ctx, st.unmetered, c.rest); err == nil {
+			err = checkBlock(c.rest, c.at)
+		}
+		if errors.Is(err, ErrCorrupt) || errors.Is(err, target.ErrMediumRead) {
+			st.opt.Logger.Error("page of a map not readable; it stays where it is", "err", err)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.page(c.p, c.at, c.again)
 }
 
 // worthless are the segments with pages of which less than half counts, as many as are worth it beside what has changed. mu is held.
