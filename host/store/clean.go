@@ -171,8 +171,8 @@ func (st *Store) look(ctx context.Context, starved bool) error {
 	return st.beginRound(ctx, victims)
 }
 
-// survey is what the cleaner found: bytes of blocks that are referenced, when so many segments had been appended.
-type survey struct{ live, appended int64 }
+// survey is what the cleaner found: bytes of blocks that are referenced, and the number of references (Store.references) then.
+type survey struct{ live, references int64 }
 
 // survey picks what to clean, emptiest first, and counts what is empty already. It measures in
 // bytes against whole segments, because a segment that was sealed early wastes its rest too.
@@ -184,6 +184,7 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 	total, mapped := int64(0), int64(0)
 	for n, s := range st.segs {
 		if st.inMemory[n] != nil {
+			found.live += min(s.live*BlockBytes, SegmentBytes)
 			continue
 		}
 		if s.live == 0 {
@@ -201,7 +202,7 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 			victims = append(victims, n)
 		}
 	}
-	found = survey{live: total, appended: st.appended}
+	found = survey{found.live + total, st.references}
 	if len(live) > 0 {
 		garbagePercent = 100 - total*100/(int64(len(live))*SegmentBytes)
 	}

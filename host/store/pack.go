@@ -328,12 +328,14 @@ func (st *Store) point(v *Volume, lba uint64, l loc) { v.m.set(&st.maps, lba, l)
 
 // hold and release count the references of pages to segments. mu is held.
 func (st *Store) hold(l loc) {
+	st.references++
 	if s := st.segs[l.segment()]; s != nil {
 		s.live++
 	}
 }
 
 func (st *Store) release(l loc) {
+	st.references--
 	if s := st.segs[l.segment()]; s != nil {
 		s.live--
 	}

@@ -104,7 +104,6 @@ func (st *Store) sealOne(b *builder) error {
 	st.sealing--
 	if !b.moved {
 		st.sealedTo = b.cover
-		st.appended++
 	}
 	st.counters.segmentsWritten++
 	release := st.releasable()

@@ -183,7 +183,7 @@ type Store struct {
 	sealing      int
 	full         bool // the last segment write found no space
 	cleaning     *round
-	appended     int64  // segments written with new blocks
+	references   int64  // of maps to blocks that came since the opening, less those that went
 	surveyed     survey // what the cleaner last found
 	gaveUp       bool   // cleaning frees nothing any more: what is short of space is refused instead of waiting
 	maps         mapUse

@@ -301,8 +301,8 @@ func (v *Volume) Space() (used, available, capacity int64) {
 		usable := st.opt.CapacityBytes - int64(st.taken()-len(st.segs)+st.spare)*SegmentBytes - st.buffered
 		available = max(0, usable-int64(len(st.segs))*SegmentBytes) // as admit counts
 		if live := st.surveyed.live; live > 0 && !st.gaveUp {
-			live += (st.appended - st.surveyed.appended + int64(len(st.inMemory))) * SegmentBytes // at most
-			available = max(available, usable-live*10/9)                                          // fuller than nine tenths, cleaning gains too little
+			live += max(0, st.references-st.surveyed.references) * (blockHeader + BlockBytes + slotBytes) // what came since, at most
+			available = max(available, usable-live*10/9)                                                  // fuller than nine tenths, cleaning gains too little
 		}
 	}
 	return v.m.mapped * BlockBytes, available, st.opt.CapacityBytes
