@@ -103,16 +103,7 @@ func TestRebuildLooksForLostWrites(t *testing.T) {
 		for s := uint64(0); b.a.Label().Failed>>failed&1 == 0; s++ {
 			b.fill(s % b.geo.Stripes)
 		}
-		b.set.Disks[victim].OnWrite(func(w raidtest.Write) raidtest.Verdict {
-			if w.Off < raid.DataOffset {
-				return raidtest.Land
-			}
-			return raidtest.Lose
-		})
-		for s := range b.geo.Stripes {
-			b.update(s, b.rng.IntN(b.blocks()))
-		}
-		b.set.Disks[victim].OnWrite(nil)
+		b.updateLosing(victim)
 		must(t, b.a.Rebuild(ctx, failed, nil, nil))
 		must(t, b.a.Flush(ctx))
 		for lost := range 6 {
@@ -126,6 +117,20 @@ func TestRebuildLooksForLostWrites(t *testing.T) {
 	}
 }
 
+// updateLosing changes every stripe a little, while a member says that it writes and does not.
+func (b *bed) updateLosing(victim int) {
+	b.set.Disks[victim].OnWrite(func(w raidtest.Write) raidtest.Verdict {
+		if w.Off < raid.DataOffset {
+			return raidtest.Land
+		}
+		return raidtest.Lose
+	})
+	for s := range b.geo.Stripes {
+		b.update(s, b.rng.IntN(b.blocks()))
+	}
+	b.set.Disks[victim].OnWrite(nil)
+}
+
 // Nor does it say what of a member that comes back is current.
 func TestReaddLooksForLostWrites(t *testing.T) {
 	const failed = 6
@@ -134,16 +139,7 @@ func TestReaddLooksForLostWrites(t *testing.T) {
 		b.fillAll()
 		must(t, b.a.Flush(ctx))
 		b.fail(failed)
-		b.set.Disks[victim].OnWrite(func(w raidtest.Write) raidtest.Verdict {
-			if w.Off < raid.DataOffset {
-				return raidtest.Land
-			}
-			return raidtest.Lose
-		})
-		for s := range b.geo.Stripes {
-			b.update(s, b.rng.IntN(b.blocks()))
-		}
-		b.set.Disks[victim].OnWrite(nil)
+		b.updateLosing(victim)
 		b.set.Disks[failed].Revive()
 		must(t, b.a.Readd(ctx, b.set.Disks[failed].Port("A"), raid.RebuildOptions{}))
 		must(t, b.a.Flush(ctx))
