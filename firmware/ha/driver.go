@@ -82,6 +82,7 @@ type Driver struct {
 
 	wanted chan string // from the loop to the worker: the partner still wants the pool
 	ended  chan struct{}
+	sends  sync.WaitGroup // of tell; the loop adds
 }
 
 // New validates o and returns a driver that Run starts.
@@ -232,6 +233,7 @@ func (d *Driver) Run(ctx context.Context) (code int) {
 	go func() {
 		d.o.Pool.Abort()
 		wg.Wait()
+		d.sends.Wait()
 		close(d.ended)
 	}()
 	patience := time.NewTimer(endLimit)
@@ -349,7 +351,7 @@ func (d *Driver) act(a Action, o *order) {
 		d.reply(o, nil)
 	case Deny:
 		// Never queued: a partner that repeats itself must not fill the queue.
-		go d.send(MsgDeny, "")
+		d.tell(MsgDeny, "")
 	case Wait:
 		d.tick.Reset(d.o.LookInterval)
 	default:
@@ -373,6 +375,9 @@ func (d *Driver) reply(o *order, err error) {
 		d.current = nil
 	}
 }
+
+// tell sends from the loop, without having it wait.
+func (d *Driver) tell(kind, body string) { d.sends.Go(func() { d.send(kind, body) }) }
 
 func (d *Driver) send(kind, body string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

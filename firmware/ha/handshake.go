@@ -48,17 +48,17 @@ func (d *Driver) handshake(m *message) bool {
 		}
 		if d.offered = (handshake{}); string(m.body) == askConfirm {
 			d.offered = handshake{rand.Text(), time.Now()}
-			go d.send(MsgOffer, d.offered.nonce)
+			d.tell(MsgOffer, d.offered.nonce)
 			return false
 		}
 	case MsgOffer:
 		if d.patient() {
-			go d.send(MsgAccept, string(m.body))
+			d.tell(MsgAccept, string(m.body))
 		}
 		return false
 	case MsgProgress:
 		if d.patient() && len(m.body) > 0 {
-			go d.send(MsgAccept, string(m.body))
+			d.tell(MsgAccept, string(m.body))
 		}
 		return false
 	case MsgAccept:
