@@ -19,11 +19,11 @@
 // A lane is a ring of records. A record never wraps: where it does not fit before the lane's end, a pad
 // record covers the rest. LSNs count records of both lanes; a lane's own sequence number counts its records.
 //
-// Superblock, version 1:
+// Superblock:
 //
 //	off  size  field
 //	  0     8  magic "LEDGENVS"
-//	  8     4  version, 1
+//	  8     4  version, 2; 1: there are no records of version 2
 //	 12     4  CRC32C of the 4096 bytes, these four taken as zero
 //	 16     8  sequence number; the valid copy with the higher one is true
 //	 24    16  log ID, fresh for each Format
@@ -43,14 +43,14 @@
 //	168    64  the shelf's name
 //	232        zero
 //
-// Record, version 1: header blocks, then payload blocks.
+// Record: header blocks, then payload blocks.
 //
 //	off  size  field
 //	  0     8  magic "LEDGEREC"
-//	  8     2  version, 1
+//	  8     2  version, 2
 //	 10     1  lane: 0 data, 1 update
 //	 11     1  flags: 1 pad (one header block is written; the rest of the record is not)
-//	 12     4  CRC32C of all bytes of the record (pad: of the header block), these four taken as zero
+//	 12     4  zero; version 1: CRC32C of all bytes of the record (pad: of the header block), these four taken as zero
 //	 16     8  LSN
 //	 24     8  lane sequence number
 //	 32    16  log ID
@@ -61,7 +61,7 @@
 //	 76     4  header blocks
 //	 80     4  sets
 //	 84     4  extents
-//	 88     8  zero
+//	 88     8  XXH3-64 of bytes 96 to the record's end (pad: the block's), seeded with XXH3-64 of bytes 0 to 87; version 1: zero
 //	 96   8·s  per set: kind 1, zero 3, extents 4
 //	      24·e per extent: LUN 4, blocks 4, LBA 8, flags 4 (1: zero, no payload), zero 4
 //	           zero up to the block's end, then the payload
@@ -72,6 +72,13 @@
 // written in parallel, so n can be torn while n+1 is whole; the next run writes another n, and were it as
 // long as the first, the old n+1 would follow it. Hence each Open starts a run, which the superblock records
 // with its first LSN (both copies, before anything is appended), and a record counts only in its own run.
+//
+// # Why the checksum is no CRC
+//
+// Writers put blocks into the log that end in the CRC-32C of the rest of the block (directories of ext4 do). Over such a block the
+// register of a CRC-32C reaches a state that does not depend on the block: a record whose header was written and whose payload was not,
+// or not all, would pass for whole, and the blocks of an earlier lap for what was acknowledged. Version 1 had that; it is
+// read until the log goes on.
 //
 // # Why damage is not taken for the log's end
 //

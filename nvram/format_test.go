@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"testing"
@@ -30,6 +31,16 @@ func golden(t *testing.T, name string, b []byte) []byte {
 	return want
 }
 
+// old is what an earlier version wrote.
+func old(t *testing.T, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 const goldenArea = 1 << 20
 
 func goldenSuper() super {
@@ -45,7 +56,7 @@ func TestGoldenSuper(t *testing.T) {
 	s := goldenSuper()
 	b := AlignedBlocks(1)
 	s.encode(b)
-	b = golden(t, "superblock-1", b)
+	b = golden(t, "superblock-2", b)
 	if got, err := decodeSuper(b, goldenArea); err != nil || got != s {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -58,8 +69,14 @@ func TestGoldenSuper(t *testing.T) {
 	}
 	s.of, s.regionBytes = Identity{"shelf-1", 'B'}, 2*goldenArea
 	s.encode(b)
-	if got, err := decodeSuper(golden(t, "superblock-1-identity", b), goldenArea); err != nil || got != s {
+	if got, err := decodeSuper(golden(t, "superblock-2-identity", b), goldenArea); err != nil || got != s {
 		t.Fatalf("%+v, %v", got, err)
+	}
+	if got, err := decodeSuper(old(t, "superblock-1-identity"), goldenArea); err != nil || got != s {
+		t.Fatalf("version 1: %+v, %v", got, err)
+	}
+	if got, err := decodeSuper(old(t, "superblock-1"), goldenArea); err != nil || got != goldenSuper() {
+		t.Fatalf("version 1: %+v, %v", got, err)
 	}
 	if _, err := decodeSuper(b, 100*BlockBytes); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("a log larger than its area: %v", err)
@@ -79,10 +96,16 @@ func goldenRecord() (header, []byte) {
 }
 
 func TestGoldenRecord(t *testing.T) {
-	want, b := goldenRecord()
-	b = golden(t, "record-1", b)
+	_, b := goldenRecord()
+	checkGoldenRecord(t, golden(t, "record-2", b), false)
+	checkGoldenRecord(t, old(t, "record-1"), true)
+}
+
+func checkGoldenRecord(t *testing.T, b []byte, old bool) {
+	t.Helper()
+	want, _ := goldenRecord()
 	h, err := decodeRecord(b)
-	if want.crc = h.crc; err != nil || h != want {
+	if want.old, want.sum = old, h.sum; err != nil || h != want {
 		t.Fatalf("%+v, %v", h, err)
 	}
 	sets := 0
@@ -105,6 +128,38 @@ func TestGoldenRecord(t *testing.T) {
 	}
 }
 
+// A record whose payload is in part what was there before is torn, whatever the payload is: also where each block ends in its
+// own CRC-32C, which makes a CRC-32C over all of them blind to what they hold.
+func TestTornRecord(t *testing.T) {
+	build := func(fill byte) []byte {
+		p := AlignedBlocks(2)
+		for i := range 2 {
+			b := p[i*BlockBytes : (i+1)*BlockBytes]
+			copy(b, bytes.Repeat([]byte{fill, fill ^ byte(i)}, BlockBytes/2))
+			le.PutUint32(b[BlockBytes-4:], crc32.Checksum(b[:BlockBytes-4], castagnoli))
+		}
+		h := header{lsn: 77, seq: 5, id: ID{1}, epoch: 3, run: 4, acked: 70, blocks: 3, headerBlocks: 1, sets: 1, extents: 1}
+		b := AlignedBlocks(3)
+		h.build(b, []*request{{sets: []Set{{Extents: []Extent{{LUN: 1, LBA: 2, Blocks: 2}}, Payload: [][]byte{p}}}}})
+		return b
+	}
+	one, two := build(1), build(2)
+	if crc32.Checksum(one[BlockBytes:], castagnoli) != crc32.Checksum(two[BlockBytes:], castagnoli) {
+		t.Fatal("they are no such blocks")
+	}
+	for mixed := range 1 << 3 {
+		b := bytes.Clone(two)
+		for i := range 3 {
+			if mixed>>i&1 == 0 {
+				copy(b[i*BlockBytes:(i+1)*BlockBytes], one[i*BlockBytes:])
+			}
+		}
+		if _, err := decodeRecord(b); (err == nil) != (mixed == 0 || mixed == 7) {
+			t.Errorf("blocks %03b of the one, others of the other: %v", mixed, err)
+		}
+	}
+}
+
 // FuzzRecord: any bytes are a record or ErrCorrupt. The checksum is made right, so that what is behind it is reached.
 func FuzzRecord(f *testing.F) {
 	_, b := goldenRecord()
@@ -115,6 +170,9 @@ func FuzzRecord(f *testing.F) {
 		copy(b, p)
 		if seal && len(b) > 0 {
 			le.PutUint32(b[12:], checksum(b))
+			if le.Uint16(b[8:]) == recordVersion {
+				le.PutUint64(b[recordSumAt:], recordSum(b))
+			}
 		}
 		h, err := decodeRecord(b)
 		if err != nil {

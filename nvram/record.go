@@ -2,11 +2,16 @@ package nvram
 
 import (
 	"fmt"
+
+	"github.com/zeebo/xxh3"
 )
 
 const (
 	recordMagic     = "LEDGEREC"
+	recordVersion   = 2
+	recordVersion1  = 1 // with a CRC-32C; see doc.go
 	recordFixed     = 96
+	recordSumAt     = 88
 	setEntryBytes   = 8
 	extentBytes     = 24
 	recordPad       = 1
@@ -20,7 +25,8 @@ const (
 type header struct {
 	lane         uint8
 	pad          bool
-	crc          uint32
+	old          bool   // version 1
+	sum          uint64 // as it was read
 	lsn, seq     uint64
 	id           ID
 	epoch, run   uint64
@@ -46,7 +52,7 @@ func headerBlocksFor(sets, extents int) int {
 
 func (h *header) encode(b []byte) {
 	copy(b, recordMagic)
-	le.PutUint16(b[8:], formatVersion)
+	le.PutUint16(b[8:], recordVersion)
 	b[10] = h.lane
 	b[11] = 0
 	if h.pad {
@@ -72,12 +78,16 @@ func decodeHeader(b []byte) (header, error) {
 	if len(b) < recordFixed || string(b[:8]) != recordMagic {
 		return h, fmt.Errorf("%w: no record", ErrCorrupt)
 	}
-	if v := le.Uint16(b[8:]); v != formatVersion {
+	switch v := le.Uint16(b[8:]); v {
+	case recordVersion:
+		h.sum = le.Uint64(b[recordSumAt:])
+	case recordVersion1:
+		h.old, h.sum = true, uint64(le.Uint32(b[12:]))
+	default:
 		return h, fmt.Errorf("%w: record version %d", ErrCorrupt, v)
 	}
 	h.lane = b[10]
 	h.pad = b[11]&recordPad != 0
-	h.crc = le.Uint32(b[12:])
 	h.lsn = le.Uint64(b[16:])
 	h.seq = le.Uint64(b[24:])
 	copy(h.id[:], b[32:])
@@ -112,11 +122,22 @@ func decodeRecord(b []byte) (header, error) {
 	if uint64(len(b)) != uint64(h.frameBlocks())*BlockBytes {
 		return h, fmt.Errorf("%w: record lsn %d has %d bytes, not %d blocks", ErrCorrupt, h.lsn, len(b), h.frameBlocks())
 	}
-	if checksum(b) != h.crc {
+	if h.sumOf(b) != h.sum {
 		return h, fmt.Errorf("%w: record lsn %d checksum", ErrCorrupt, h.lsn)
 	}
 	return h, h.walk(b, nil)
 }
+
+// sumOf is the checksum that b, the frame of h, should have.
+func (h *header) sumOf(b []byte) uint64 {
+	if h.old {
+		return uint64(checksum(b))
+	}
+	return recordSum(b)
+}
+
+// recordSum is that of a version 2 frame.
+func recordSum(b []byte) uint64 { return xxh3.HashSeed(b[recordFixed:], xxh3.Hash(b[:recordSumAt])) }
 
 // walk gives the sets of a verified record. Their payload aliases b.
 func (h *header) walk(b []byte, fn func(Set) error) error {
@@ -192,7 +213,7 @@ func (h *header) build(b []byte, reqs []*request) {
 			}
 		}
 	}
-	le.PutUint32(b[12:], checksum(b))
+	le.PutUint64(b[recordSumAt:], recordSum(b))
 }
 
 // measure checks a set and returns its extents and payload blocks.

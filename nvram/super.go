@@ -9,7 +9,7 @@ import (
 
 const (
 	superMagic     = "LEDGENVS"
-	formatVersion  = 1
+	superVersion   = 2 // 1 is read; an older build, which does not know records of version 2, refuses what this one has opened
 	superBlocks    = 2
 	flagMirror     = 1
 	flagIncomplete = 2
@@ -64,7 +64,7 @@ func (s *super) maxTail() uint64 { return max(s.tail[laneData].LSN, s.tail[laneU
 func (s *super) encode(b []byte) {
 	clear(b[:BlockBytes])
 	copy(b, superMagic)
-	le.PutUint32(b[8:], formatVersion)
+	le.PutUint32(b[8:], superVersion)
 	le.PutUint64(b[16:], s.seq)
 	copy(b[24:], s.id[:])
 	le.PutUint64(b[40:], s.epoch)
@@ -117,8 +117,8 @@ func decodeSuper(b []byte, areaBytes int64) (super, error) {
 		return s, fmt.Errorf("%w: no superblock, but other content (was it used for something else, or its size changed?)", ErrForeign)
 	case checksum(b) != le.Uint32(b[12:]):
 		return s, fmt.Errorf("%w: superblock checksum", ErrCorrupt)
-	case le.Uint32(b[8:]) != formatVersion:
-		return s, fmt.Errorf("%w: superblock version %d, this build reads %d", ErrForeign, le.Uint32(b[8:]), formatVersion)
+	case le.Uint32(b[8:]) < 1 || le.Uint32(b[8:]) > superVersion:
+		return s, fmt.Errorf("%w: superblock version %d, this build reads up to %d", ErrForeign, le.Uint32(b[8:]), superVersion)
 	}
 	s.seq = le.Uint64(b[16:])
 	copy(s.id[:], b[24:])

@@ -16,7 +16,7 @@ import (
 // It returns nil when every strip of the update is on its member, or its member is recorded as failed. It is durable
 // after Flush.
 func (a *Array) Apply(ctx context.Context, u *Update) error {
-	if u.array != a.id || u.k != a.layout.Data() || u.m != a.layout.Parity() {
+	if u.array != a.id || u.sums != a.sums || u.k != a.layout.Data() || u.m != a.layout.Parity() {
 		return fmt.Errorf("raid: apply: update of array %v: %w", u.array, ErrForeign)
 	}
 	if err := a.beginWrite(ctx, u.stripe, u.gen); err != nil {

@@ -43,6 +43,8 @@ type Options struct {
 	Random func([]byte)
 	// Logger hears of members that fail and blocks that are repaired. [none]
 	Logger *slog.Logger
+
+	old bool // tests: a new array is as they were before 2026-11-28
 }
 
 // Geometry is the shape of an array.
@@ -127,6 +129,7 @@ const (
 type Status struct {
 	Pool, Array UUID
 	Geometry    Geometry
+	Checksums   Checksums
 	State       ArrayState
 	// Err is why the array writes nothing more; nil while it does.
 	Err      error
@@ -139,6 +142,7 @@ type Status struct {
 // stripe (a PrepareUpdate and its Apply enclose no other write of that stripe).
 type Array struct {
 	id      UUID
+	sums    Checksums
 	opts    Options
 	layout  *layout.Layout // the shape: data, parity and spares, which never change
 	code    reedsolomon.Encoder
@@ -339,12 +343,12 @@ func (a *Array) checkBlocks(stripe uint64, block, count int) error {
 }
 
 func (a *Array) address(stripe uint64, strip int) address {
-	return address{a.id, stripe, strip, a.layout.Data(), a.layout.Parity()}
+	return address{a.id, stripe, strip, a.layout.Data(), a.layout.Parity(), a.sums}
 }
 
 // Status is a snapshot.
 func (a *Array) Status() Status {
-	s := Status{Geometry: a.Geometry(), Refused: a.refused}
+	s := Status{Geometry: a.Geometry(), Checksums: a.sums, Refused: a.refused}
 	total := s.Geometry.Stripes
 	a.mu.Lock()
 	defer a.mu.Unlock()

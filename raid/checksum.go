@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+
+	"github.com/zeebo/xxh3"
 )
 
 // A checksum block stands before the data blocks of each strip. It is one 4096-byte block, little-endian; all
@@ -28,8 +30,15 @@ import (
 //	480    144  version 2, parity strips: the lost blocks of strip 0, 1, … k+m-1, 4 bytes each; else zero
 //	624    …    zero
 //
-// A block's checksum is the crc32c of its 4096 bytes, begun with the crc32c of {array UUID, stripe, strip, block}:
-// the same bytes at another address have another checksum.
+// A block's checksum is of its 4096 bytes and of where it belongs, the 32 bytes {array UUID 16, stripe 8, strip 1, block 1, zero 6}: the same
+// bytes at another address have another checksum. Its kind is the array's, and stands in the label (Checksums):
+//
+//	1  xxh3: the low 32 bits of the XXH3-64 of the block, seeded with the XXH3-64 of the address
+//	0  crc32c of the address, then the block
+//
+// A CRC-32C cannot tell blocks that end in the CRC-32C of their other 4092 bytes, as those of ext4's directories do, from each other: all
+// have the same at one address. A drive that loses the write of such a block is believed, and a replay that asks
+// whether a block is still the one that it wrote hears that it is. Arrays made before 2026-11-28 have kind 0.
 //
 // Version 1: the first. Version 2 has lost blocks, and is written only where a strip has any to tell of: readers of
 // version 1 take it for rotten, so that they answer an error for a stripe with lost blocks, and never zeros. (It is
@@ -53,12 +62,29 @@ type stripSum struct {
 	losts []uint32
 }
 
-// address is which strip a checksum block or a block belongs to.
+// address is which strip a checksum block or a block belongs to, and the kind of its blocks' checksums.
 type address struct {
 	array  UUID
 	stripe uint64
 	strip  int
 	k, m   int
+	sums   Checksums
+}
+
+// Checksums is the kind of an array's block checksums. The numbers are those of the label.
+type Checksums uint8
+
+const (
+	ChecksumsCRC32C Checksums = iota
+	ChecksumsXXH3
+	checksumKinds
+)
+
+func (c Checksums) String() string {
+	if c < checksumKinds {
+		return [...]string{"crc32c", "xxh3"}[c]
+	}
+	return fmt.Sprintf("checksums(%d)", uint8(c))
 }
 
 func (s *stripSum) encode(b []byte, at address) {
@@ -124,25 +150,39 @@ func decodeSum(b []byte, at address) (*stripSum, error) {
 	return s, nil
 }
 
-// blockCRC is the checksum of one data or parity block.
-func blockCRC(at address, block int, data []byte) uint32 {
-	return seedOf(at.array, at.stripe).block(at.strip, block, data)
+// checksumOf is the checksum of one data or parity block.
+func checksumOf(at address, block int, data []byte) uint32 {
+	s := newSummer(at.sums, at.array, at.stripe)
+	return s.block(at.strip, block, data)
 }
 
-// crcSeed is the checksum of the address of strip 0, block 0 of a stripe. That of any other block of the stripe differs by what
-// does not depend on array and stripe, since a CRC is affine: addressCRCs.
-type crcSeed uint32
-
-func seedOf(array UUID, stripe uint64) crcSeed {
-	var a [addressBytes]byte
-	copy(a[:], array[:])
-	binary.LittleEndian.PutUint64(a[16:], stripe)
-	return crcSeed(crc32.Checksum(a[:], castagnoli))
+// summer computes the checksums of a stripe's blocks.
+type summer struct {
+	kind Checksums
+	of   [addressBytes]byte // the address of strip 0, block 0
+	// crc is the crc32c of that. That of any other block of the stripe differs by what does not depend on array and stripe, since a CRC is
+	// affine: addressCRCs.
+	crc uint32
 }
 
-// block is the checksum of a block of the stripe.
-func (s crcSeed) block(strip, block int, data []byte) uint32 {
-	return crc32.Update(uint32(s)^addressCRCs.strip[strip]^addressCRCs.block[block], castagnoli, data)
+func newSummer(kind Checksums, array UUID, stripe uint64) (s summer) {
+	s.kind = kind
+	copy(s.of[:], array[:])
+	binary.LittleEndian.PutUint64(s.of[16:], stripe)
+	if kind == ChecksumsCRC32C {
+		s.crc = crc32.Checksum(s.of[:], castagnoli)
+	}
+	return s
+}
+
+// block is the checksum of a block of the stripe. Any number of goroutines may call it.
+func (s *summer) block(strip, block int, data []byte) uint32 {
+	if s.kind == ChecksumsCRC32C {
+		return crc32.Update(s.crc^addressCRCs.strip[strip]^addressCRCs.block[block], castagnoli, data)
+	}
+	at := s.of
+	at[24], at[25] = byte(strip), byte(block)
+	return uint32(xxh3.HashSeed(data, xxh3.Hash(at[:])))
 }
 
 // addressBytes is the address that a block's checksum begins with: array UUID 16, stripe 8, strip 1, block 1, zero 6.

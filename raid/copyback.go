@@ -382,7 +382,7 @@ func (v *view) holds(strip int, at place) bool {
 		}
 	}
 	for c := range StripBlocks {
-		if blockCRC(where, c, b.b[(1+c)*BlockBytes:(2+c)*BlockBytes]) != sum.crcs[c] {
+		if checksumOf(where, c, b.b[(1+c)*BlockBytes:(2+c)*BlockBytes]) != sum.crcs[c] {
 			return false
 		}
 	}

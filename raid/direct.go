@@ -33,7 +33,7 @@ import (
 type straight struct {
 	a       *Array
 	stripe  uint64
-	seed    crcSeed
+	summer  summer
 	ops     []straightOp
 	left    atomic.Int32 // ops that are neither done nor given up
 	done    chan struct{}
@@ -135,7 +135,7 @@ func (a *Array) planStraight(stripe uint64, block, count int, dst [][]byte) *str
 			add(i, 0, 1)
 		}
 	}
-	r.seed = seedOf(a.id, stripe)
+	r.summer = newSummer(a.sums, a.id, stripe)
 	return r
 }
 
@@ -291,7 +291,7 @@ func (op *straightOp) take(b []byte) {
 	}
 	for i := op.from; op.want && i < op.first+op.count; i++ {
 		block := b[(i-op.first)*BlockBytes:][:BlockBytes]
-		op.crcs[i-1] = r.seed.block(op.strip, i-1, block)
+		op.crcs[i-1] = r.summer.block(op.strip, i-1, block)
 		copy(op.dst.next(), block)
 	}
 }

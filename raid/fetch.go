@@ -374,7 +374,7 @@ func (v *view) judge(i int, fresh uint32) {
 		if fresh&bit == 0 || s.have&bit != 0 {
 			continue
 		}
-		if blockCRC(at, c, v.block(i, c)) == s.sum.crcs[c] {
+		if checksumOf(at, c, v.block(i, c)) == s.sum.crcs[c] {
 			s.have |= bit
 			s.bad &^= bit
 		} else if s.bad&bit == 0 {
@@ -486,7 +486,7 @@ func (v *view) computeRun(from, to int, good, lack uint64) error {
 		s := &v.strips[i]
 		for c := from; c < to; c++ {
 			// The checksum block, if it is current, knows better than the sum of k other blocks.
-			if s.sum != nil && !s.stale && !s.badSum && blockCRC(v.a.address(v.stripe, i), c, v.block(i, c)) != s.sum.crcs[c] {
+			if s.sum != nil && !s.stale && !s.badSum && checksumOf(v.a.address(v.stripe, i), c, v.block(i, c)) != s.sum.crcs[c] {
 				return fmt.Errorf("raid: stripe %d strip %d block %d: rebuilt block does not match its checksum: %w",
 					v.stripe, i, c, ErrUnrecoverable)
 			}

@@ -46,7 +46,7 @@ func sampleLabel() *Label {
 	return l
 }
 
-func sampleAddress(strip int) address { return address{UUID{3, 4}, 123, strip, 3, 2} }
+func sampleAddress(strip int) address { return address{UUID{3, 4}, 123, strip, 3, 2, 0} }
 
 func sampleUpdate() *Update {
 	u := &Update{array: UUID{3, 4}, k: 3, m: 2, stripe: 123, gen: 9, gens: []uint64{9, 4, 5, 9, 9}}
@@ -58,7 +58,7 @@ func sampleUpdate() *Update {
 		for _, c := range []int{2, 31} {
 			b := bytes.Repeat([]byte{byte(i), byte(c)}, BlockBytes/2)
 			s.blocks = append(s.blocks, b)
-			s.crcs[c] = blockCRC(sampleAddress(i), c, b)
+			s.crcs[c] = checksumOf(sampleAddress(i), c, b)
 		}
 		u.strips = append(u.strips, s)
 	}
@@ -71,7 +71,7 @@ func sampleLoss() *Update {
 	u.losts = []uint32{1 << 2, 0, 1 << 7, 0, 0}
 	s := &u.strips[0]
 	s.zeros, s.blocks[0] = 1<<2, zeroBlock
-	s.crcs[2] = blockCRC(sampleAddress(0), 2, zeroBlock)
+	s.crcs[2] = checksumOf(sampleAddress(0), 2, zeroBlock)
 	return u
 }
 
@@ -97,7 +97,7 @@ func TestGolden(t *testing.T) {
 	}
 	sum := &stripSum{gen: 9, gens: []uint64{9, 4, 5, 9, 9}}
 	for c := range sum.crcs {
-		sum.crcs[c] = blockCRC(sampleAddress(4), c, pattern(BlockBytes, byte(c)))
+		sum.crcs[c] = checksumOf(sampleAddress(4), c, pattern(BlockBytes, byte(c)))
 	}
 	sum.encode(b, sampleAddress(4))
 	s, err := decodeSum(golden(t, "checksum.golden", b), sampleAddress(4))
@@ -130,7 +130,7 @@ func TestGolden(t *testing.T) {
 // A checksum block is believed only where it belongs, and every single flipped bit of the formats is noticed.
 func TestDecodersRefuse(t *testing.T) {
 	b := golden(t, "checksum.golden", nil)
-	for _, at := range []address{sampleAddress(3), {UUID{3, 4}, 124, 4, 3, 2}, {UUID{3, 5}, 123, 4, 3, 2}, {UUID{3, 4}, 123, 4, 4, 2}} {
+	for _, at := range []address{sampleAddress(3), {UUID{3, 4}, 124, 4, 3, 2, 0}, {UUID{3, 5}, 123, 4, 3, 2, 0}, {UUID{3, 4}, 123, 4, 4, 2, 0}} {
 		if _, err := decodeSum(b, at); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%+v: %v", at, err)
 		}
@@ -229,8 +229,8 @@ func FuzzUpdate(f *testing.F) {
 
 func le32(b []byte, v uint32) { b[0], b[1], b[2], b[3] = byte(v), byte(v>>8), byte(v>>16), byte(v>>24) }
 
-// TestBlockCRC: the checksum of a block is what the format says, for every strip and block that an array can have.
-func TestBlockCRC(t *testing.T) {
+// TestBlockChecksum: the checksum of a block is what the format says, for every strip and block that an array can have.
+func TestBlockChecksum(t *testing.T) {
 	data := pattern(BlockBytes, 7)
 	for strip := range maxWidth {
 		for block := range StripBlocks {
@@ -239,7 +239,7 @@ func TestBlockCRC(t *testing.T) {
 			copy(a[:], at.array[:])
 			binary.LittleEndian.PutUint64(a[16:], at.stripe)
 			a[24], a[25] = byte(strip), byte(block)
-			if got, want := blockCRC(at, block, data), crc32.Checksum(append(a[:], data...), castagnoli); got != want {
+			if got, want := checksumOf(at, block, data), crc32.Checksum(append(a[:], data...), castagnoli); got != want {
 				t.Fatalf("strip %d block %d: %#x, want %#x", strip, block, got, want)
 			}
 		}

@@ -11,7 +11,7 @@ import (
 //
 //	offset size field
 //	0      8    magic "LEDGELBL"
-//	8      4    version, 1; 2 while the array grows
+//	8      4    version, 1 to 3
 //	12     4    crc32c of the block, this field zero
 //	16     16   pool UUID
 //	32     16   array UUID
@@ -22,7 +22,8 @@ import (
 //	67     1    m, parity strips
 //	68     1    spare columns
 //	69     1    owner: 0 nobody, 'A', 'B'
-//	70     2    zero
+//	70     1    kind of the block checksums (checksum.go): version 3 1, else 0
+//	71     1    zero
 //	72     8    seq: rises with every label write; seq%2 is the slot it is written to
 //	80     8    epoch
 //	88     8    flags: bit 0 solo, bit 1 replaying, bit 2 fresh
@@ -60,11 +61,12 @@ import (
 // 1 strips that a stripe must have lost, 7 zero.
 //
 // Version 1: the first. Version 2: fields from 2300 on; written only while they say something, because who does not know
-// them must not touch an array whose stripes lie by two layouts.
+// them must not touch an array whose stripes lie by two layouts. Version 3: another kind of checksum, growing or not.
 const (
 	labelMagic   = "LEDGELBL"
 	labelVersion = 1
 	growVersion  = 2
+	sumsVersion  = 3
 	labelSlots   = 2
 	// MaxOpaque bounds Label.Opaque.
 	MaxOpaque = 1024
@@ -122,6 +124,8 @@ type Label struct {
 	GrowFrom             int
 	GrowSlots            uint64
 	GrowDone, GrowStaged uint64
+	// Checksums is the kind of the block checksums, fixed when the array is created.
+	Checksums Checksums
 }
 
 // Growing tells whether members are being added.
@@ -161,6 +165,9 @@ func (l *Label) encode(b []byte) {
 	copy(b, labelMagic)
 	le.PutUint32(b[8:], labelVersion)
 	l.encodeGrow(b)
+	if b[70] = byte(l.Checksums); l.Checksums != 0 {
+		le.PutUint32(b[8:], sumsVersion)
+	}
 	copy(b[16:], l.Pool[:])
 	copy(b[32:], l.Array[:])
 	copy(b[48:], l.MemberID[:])
@@ -202,7 +209,7 @@ func decodeLabel(b []byte) (*Label, error) {
 		return nil, fmt.Errorf("label checksum %08x, computed %08x: %w", want, got, ErrCorrupt)
 	}
 	v := le.Uint32(b[8:])
-	if v != labelVersion && v != growVersion {
+	if v < labelVersion || v > sumsVersion {
 		return nil, fmt.Errorf("label version %d: %w", v, ErrCorrupt)
 	}
 	l := &Label{
@@ -229,7 +236,12 @@ func decodeLabel(b []byte) (*Label, error) {
 	if n > 0 {
 		l.Opaque = bytes.Clone(b[176 : 176+n])
 	}
-	if v == growVersion {
+	if v == sumsVersion {
+		if l.Checksums = Checksums(b[70]); l.Checksums == 0 || l.Checksums >= checksumKinds {
+			return nil, fmt.Errorf("label with %s: %w", l.Checksums, ErrCorrupt)
+		}
+	}
+	if v == growVersion || v == sumsVersion && b[2300] != 0 {
 		if err := l.decodeGrow(b); err != nil {
 			return nil, err
 		}

@@ -294,7 +294,7 @@ func (x *salvaged) column(c int, fresh [][][]byte) error {
 		// As in computeRun: a checksum block that is current knows better.
 		s := &v.strips[i]
 		known := s.sum != nil && !s.stale && !s.badSum
-		if good < k || known && blockCRC(v.a.address(v.stripe, i), c, shards[i]) != s.sum.crcs[c] {
+		if good < k || known && checksumOf(v.a.address(v.stripe, i), c, shards[i]) != s.sum.crcs[c] {
 			shards[i], changed = zeroBlock, true
 			if fresh[i][c] == nil {
 				if x.lost[i]&bit == 0 {
@@ -333,7 +333,7 @@ func (x *salvaged) column(c int, fresh [][][]byte) error {
 // update is the image of what must be written. Every parity strip has a part in it, if only for its checksum block.
 func (x *salvaged) update(gen uint64, columns []uint32) (*Update, error) {
 	v, a, k := x.v, x.v.a, len(x.data)
-	u := &Update{array: a.id, k: k, m: a.layout.Parity(), stripe: v.stripe, gen: gen, gens: slices.Clone(v.gens),
+	u := &Update{array: a.id, sums: a.sums, k: k, m: a.layout.Parity(), stripe: v.stripe, gen: gen, gens: slices.Clone(v.gens),
 		losts: x.lost, newly: x.newly, fresh: true}
 	was := v.losts()
 	for i := range v.strips {
@@ -372,7 +372,7 @@ func (x *salvaged) update(gen uint64, columns []uint32) (*Update, error) {
 				b = slices.Clone(b) // the view's buffers go
 			}
 			s.blocks = append(s.blocks, b)
-			s.crcs[c] = blockCRC(at, c, b)
+			s.crcs[c] = checksumOf(at, c, b)
 		}
 	}
 	return u, nil

@@ -64,7 +64,10 @@ func Create(ctx context.Context, drives []Drive, opts Options) (*Array, error) {
 		opts.Pool = opts.uuid()
 	}
 	l := Label{Pool: opts.Pool, Array: opts.uuid(), N: n, K: opts.K, M: opts.M, Spares: opts.Spares, Slots: slots,
-		MemberBytes: DataOffset + int64(slots)*SlotBytes, RebuildMember: -1, RebuildSpare: -1}
+		MemberBytes: DataOffset + int64(slots)*SlotBytes, RebuildMember: -1, RebuildSpare: -1, Checksums: ChecksumsXXH3}
+	if opts.old {
+		l.Checksums = ChecksumsCRC32C
+	}
 	a, err := newArray(&l, lay, opts)
 	if err != nil {
 		return nil, err
@@ -129,7 +132,7 @@ func newArray(l *Label, lay *layout.Layout, opts Options) (*Array, error) {
 	if err != nil {
 		return nil, fmt.Errorf("raid: %d+%d: %w", l.K, l.M, err)
 	}
-	return &Array{id: l.Array, opts: opts, layout: lay, at: lay, code: code, label: l.clone(), members: make([]*member, l.N),
+	return &Array{id: l.Array, sums: l.Checksums, opts: opts, layout: lay, at: lay, code: code, label: l.clone(), members: make([]*member, l.N),
 		cache: newSumCache(opts.CacheBytes, l.K+l.M)}, nil
 }
 

@@ -263,7 +263,7 @@ func (v *view) newParity(writes []BlockWrite, columns []uint32, all uint32, delt
 // update assembles the image. Strips whose members are missing have no part in it: parity carries them.
 func (v *view) update(gen uint64, writes []BlockWrite, columns []uint32, all uint32, parity []*buffer) *Update {
 	a, k := v.a, len(columns)
-	u := &Update{array: a.id, k: k, m: a.layout.Parity(), stripe: v.stripe, gen: gen, gens: slices.Clone(v.gens), fresh: true}
+	u := &Update{array: a.id, sums: a.sums, k: k, m: a.layout.Parity(), stripe: v.stripe, gen: gen, gens: slices.Clone(v.gens), fresh: true}
 	for i := range v.strips {
 		if i >= k || columns[i] != 0 {
 			u.gens[i] = gen
@@ -292,7 +292,7 @@ func (v *view) update(gen uint64, writes []BlockWrite, columns []uint32, all uin
 		at, n := a.address(v.stripe, i), 0
 		for c := range StripBlocks {
 			if s.columns>>c&1 != 0 {
-				s.crcs[c] = blockCRC(at, c, s.blocks[n])
+				s.crcs[c] = checksumOf(at, c, s.blocks[n])
 				n++
 			}
 		}

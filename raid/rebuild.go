@@ -573,9 +573,9 @@ func (v *view) planPartial(t *batch, strip int, to place) {
 	for c := range StripBlocks {
 		if s.have>>c&1 == 0 {
 			clear(v.block(strip, c))
-			sum.crcs[c] = ^blockCRC(where, c, v.block(strip, c))
+			sum.crcs[c] = ^checksumOf(where, c, v.block(strip, c))
 		} else {
-			sum.crcs[c] = blockCRC(where, c, v.block(strip, c))
+			sum.crcs[c] = checksumOf(where, c, v.block(strip, c))
 		}
 	}
 	sum.encode(s.buf.b, where)

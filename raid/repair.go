@@ -119,7 +119,7 @@ func (v *view) planRewrite(t *batch, i int, to place) {
 	sum := &stripSum{gen: v.gens[i]}
 	sum.tell(i, v.a.layout.Data(), v.gens, v.losts())
 	for c := range StripBlocks {
-		sum.crcs[c] = blockCRC(at, c, v.block(i, c))
+		sum.crcs[c] = checksumOf(at, c, v.block(i, c))
 	}
 	sum.encode(s.buf.b, at)
 	t.writePlace(to, i, s.buf, s.buf.b, 0)

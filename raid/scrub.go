@@ -323,7 +323,7 @@ func (a *Array) cleanStripe(stripe uint64, strips []*slotAt) (clean bool, lost u
 		}
 		where := a.address(stripe, i)
 		for c := range StripBlocks {
-			if blockCRC(where, c, strips[i].b[(1+c)*BlockBytes:(2+c)*BlockBytes]) != sum.crcs[c] {
+			if checksumOf(where, c, strips[i].b[(1+c)*BlockBytes:(2+c)*BlockBytes]) != sum.crcs[c] {
 				return false, 0
 			}
 		}

@@ -64,7 +64,7 @@ func (w *stripeImage) encode() error {
 	if w.adjoined {
 		step = chunkColumns
 	}
-	seed := seedOf(w.a.id, w.stripe)
+	sums := newSummer(w.a.sums, w.a.id, w.stripe)
 	shards := make([][]byte, len(w.heads))
 	for c := 0; c < StripBlocks; c += step {
 		for i := range shards {
@@ -75,7 +75,7 @@ func (w *stripeImage) encode() error {
 		}
 		for i := range shards {
 			for s := range step {
-				w.sums[i].crcs[c+s] = seed.block(i, c+s, w.strip(i)[c+s])
+				w.sums[i].crcs[c+s] = sums.block(i, c+s, w.strip(i)[c+s])
 			}
 		}
 	}

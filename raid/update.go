@@ -21,7 +21,8 @@ import (
 //	11     1    m
 //	12     1    descriptor blocks
 //	13     1    strips touched
-//	14     2    zero
+//	14     1    kind of the block checksums (checksum.go)
+//	15     1    zero
 //	16     4    crc32c of all descriptor blocks, this field zero
 //	20     4    data and parity blocks that follow
 //	24     8    stripe number
@@ -51,6 +52,7 @@ const (
 // Update is prepared by PrepareUpdate or decoded by DecodeUpdate, and applied by Apply.
 type Update struct {
 	array  UUID
+	sums   Checksums
 	k, m   int
 	stripe uint64
 	gen    uint64
@@ -116,6 +118,7 @@ func (u *Update) Encode() [][]byte {
 	version, _, touched := u.version()
 	le.PutUint16(d[8:], version)
 	d[10], d[11], d[12], d[13] = byte(u.k), byte(u.m), byte(n), byte(len(u.strips))
+	d[14] = byte(u.sums)
 	le.PutUint64(d[24:], u.stripe)
 	le.PutUint64(d[32:], u.gen)
 	copy(d[40:], u.array[:])
@@ -198,8 +201,11 @@ func DecodeUpdate(payload [][]byte) (*Update, error) {
 	if version != updateVersion && version != updateLost {
 		return bad("version", version)
 	}
-	u := &Update{k: int(d[10]), m: int(d[11]), stripe: le.Uint64(d[24:]), gen: le.Uint64(d[32:])}
+	u := &Update{sums: Checksums(d[14]), k: int(d[10]), m: int(d[11]), stripe: le.Uint64(d[24:]), gen: le.Uint64(d[32:])}
 	copy(u.array[:], d[40:])
+	if u.sums >= checksumKinds {
+		return bad("checksums of kind", d[14])
+	}
 	if u.k < 1 || u.k > 32 || u.m < 1 || u.m > 4 || int(d[13]) > u.k+u.m || d[13] == 0 {
 		return bad("strips", d[10:14])
 	}
@@ -246,7 +252,7 @@ func DecodeUpdate(payload [][]byte) (*Update, error) {
 		}
 		last = s.strip
 		left -= count
-		if err := s.decodeBlocks(&in, address{u.array, u.stripe, s.strip, u.k, u.m}); err != nil {
+		if err := s.decodeBlocks(&in, address{u.array, u.stripe, s.strip, u.k, u.m, u.sums}); err != nil {
 			return nil, err
 		}
 	}
@@ -265,7 +271,7 @@ func (s *updateStrip) decodeBlocks(in *spans, at address) error {
 		if s.zeros>>c&1 == 0 {
 			b = in.next()
 		}
-		if blockCRC(at, c, b) != s.crcs[c] {
+		if checksumOf(at, c, b) != s.crcs[c] {
 			return fmt.Errorf("raid: update of stripe %d strip %d: block %d rotten: %w", at.stripe, at.strip, c, ErrCorrupt)
 		}
 		s.blocks = append(s.blocks, b)

@@ -33,7 +33,8 @@
 // Little endian; crc is CRC-32C (Castagnoli); LUN blocks are 4 KiB. Version 2 added snapshots and clones: kinds 6 to
 // 8 of a record, 8 to 10 of a segment's log, 7 of a checkpoint, the end of a description, narrow slots,
 // and segments of what the cleaner moved. Version 3 added stored pages: codecs 2 and 3, kinds 8 and 9 of a checkpoint, the
-// trailer's last field; and codec 4, and the last byte of a description. Stores of version 1 and 2 are read, and are of version 3 from then on; an older agent refuses them.
+// trailer's last field; and codec 4, and the last byte of a description. Version 4 has another checksum in its records. Stores of
+// earlier versions are read, and are of version 4 from then on; an older agent refuses them.
 //
 //	superblock, 4 KiB, at 0 and at 4096 of the journal LUN
 //	  0  8 "LEDGESB1"                         88  8 start of the journal in the ring, bytes
@@ -46,16 +47,17 @@
 //	 80  8 epoch of the records that count   132    zeros
 //
 //	record, whole 4 KiB blocks, in the ring from 65536 on; none crosses the ring's end
-//	  0  8 "LEDGEJR1"                         entry:
-//	  8  4 crc of 12…length                    0 1 kind: 1 write, 2 zero, 3 create, 4 delete, 5 resize
-//	 12  4 length, bytes                       1 3 zeros
+//	  0  8 "LEDGEJR2"                         entry:
+//	  8  8 XXH3-64 of 16…length                0 1 kind: 1 write, 2 zero, 3 create, 4 delete, 5 resize
+//	                                           1 3 zeros
 //	 16 16 UUID of the store                   4 4 volume
 //	 32  8 epoch                               8 8 first block; resize: bytes
 //	 40  8 seq                                16 8 blocks
 //	 48  4 entries; 0: a pad                   6 copy, 7 roll back: first block is the other volume; 8 describe
-//	 52  4 zero                              payload: from the next 4 KiB boundary on, in the entries'
+//	 52  4 length, bytes                     payload: from the next 4 KiB boundary on, in the entries'
 //	 56  8 bytes to the next record            order: write: the blocks; create, copy, describe: one block, a
 //	 64    entries, 24 bytes each              description, then zeros
+//	before version 4: "LEDGEJR1"; 8: crc of 12…length (4), length (4); 52: zero
 //
 //	description: UUID (16), bytes (8), length of the name (2), name; of snapshots and clones also: 1 for a snapshot or
 //	0 (1), volume that it is of or snapshot that the clone is of (4), nanoseconds since 1970 (8), group (16); of a volume that is not
@@ -99,6 +101,12 @@
 // whole. A page is a stored block, so the caches, the checksum and the cleaner's rule (a segment goes when nothing
 // in it counts) are those of data. The list of pages stays in memory and is written whole, 13 bytes a page or less: a third
 // level would make a checkpoint of 100 TiB cheaper, and every lookup dearer.
+//
+// 2026-11-28. A record's checksum is XXH3-64 and no CRC. A block that ends in the CRC-32C of the rest of it, as those of ext4's
+// directories do, brings the register of a CRC-32C to a state that does not depend on the block. So a record whose header had
+// reached the shelf, and whose blocks had not, when its host was lost, passed for whole, and what had been in the ring a lap before became
+// what the volume holds. The stored blocks keep their CRC-32C: each begins with its address, an address is written once, and
+// 4096 + 5 bytes never lie as the medium's blocks do. XXH3 takes half of a CRC-32C's time, too.
 //
 // 2026-11-26. A snapshot is a volume that nobody writes, made by an entry of the log that says "a copy of that one, here";
 // a clone is the same without "nobody writes". Requests to a copy wait until the packer has come to the entry. The

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
+
+	"github.com/zeebo/xxh3"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -28,6 +30,24 @@ func golden(t *testing.T, name string, got []byte) []byte {
 		t.Errorf("%s: the format has changed", name)
 	}
 	return want
+}
+
+// old is what an earlier version wrote.
+func old(t *testing.T, name string) []byte {
+	t.Helper()
+	p, err := os.ReadFile(filepath.Join("testdata", name))
+	must(t, err)
+	return p
+}
+
+// wantRecord decodes r from what this version writes and from what the versions before 4 wrote.
+func wantRecord(t *testing.T, r record, written ...[]byte) {
+	t.Helper()
+	for _, p := range written {
+		if got, err := decodeRecord(p); err != nil || !reflect.DeepEqual(got, r) {
+			t.Errorf("%s: %v", p[:8], err)
+		}
+	}
 }
 
 func sampleSuper() superblock {
@@ -92,20 +112,16 @@ func sampleItems() []byte {
 
 func TestGolden(t *testing.T) {
 	s := sampleSuper()
-	if got, err := decodeSuperblock(golden(t, "superblock3.golden", s.encode())); err != nil || got != s {
+	if got, err := decodeSuperblock(golden(t, "superblock4.golden", s.encode())); err != nil || got != s {
 		t.Errorf("%+v %v", got, err)
 	}
-	for version, name := range []string{"superblock.golden", "superblock2.golden"} {
-		old, err := os.ReadFile("testdata/" + name)
-		must(t, err)
-		if got, err := decodeSuperblock(old); err != nil || got != s {
+	for version, name := range []string{"superblock.golden", "superblock2.golden", "superblock3.golden"} {
+		if got, err := decodeSuperblock(old(t, name)); err != nil || got != s {
 			t.Errorf("version %d: %+v %v", version+1, got, err)
 		}
 	}
 	r, p := sampleRecord()
-	if got, err := decodeRecord(golden(t, "record.golden", p)); err != nil || !reflect.DeepEqual(got, r) {
-		t.Errorf("%v", err)
-	}
+	wantRecord(t, r, golden(t, "record4.golden", p), old(t, "record.golden"))
 	tr, p := sampleTrailer(), make([]byte, BlockBytes)
 	tr.encode(p)
 	if got, err := decodeTrailer(golden(t, "trailer2.golden", p)); err != nil || got != tr {
@@ -116,20 +132,18 @@ func TestGolden(t *testing.T) {
 	if got, err := tr.decodeSlots(golden(t, "slots2.golden", p)); err != nil || !reflect.DeepEqual(got, sampleSlots()) {
 		t.Errorf("%+v %v", got, err)
 	}
-	wide, err := os.ReadFile("testdata/slots.golden")
-	must(t, err)
+	wide := old(t, "slots.golden")
 	want := sampleSlots()
 	want[2].fp[19] = 0
 	if got, err := (&trailer{kind: kindWide, payload: 6000}).decodeSlots(wide); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("wide: %+v %v", got, err)
 	}
-	wide, err = os.ReadFile("testdata/trailer.golden")
-	must(t, err)
+	wide = old(t, "trailer.golden")
 	if got, err := decodeTrailer(wide); err != nil || got.kind != kindWide || got.slots != 2 || !got.isData() {
 		t.Errorf("wide: %+v %v", got, err)
 	}
 	var kinds []uint8
-	err = decodeLog(3, sampleSlots(), golden(t, "log.golden", sampleLog()), func(c *change) error {
+	err := decodeLog(3, sampleSlots(), golden(t, "log.golden", sampleLog()), func(c *change) error {
 		kinds = append(kinds, c.kind)
 		return nil
 	})
@@ -167,9 +181,7 @@ func TestGoldenCopies(t *testing.T) {
 	snapshot, clone, r, log, items := sampleCopies()
 	p := make([]byte, r.advance)
 	r.encode(p)
-	if got, err := decodeRecord(golden(t, "record2.golden", p)); err != nil || !reflect.DeepEqual(got, r) {
-		t.Errorf("%v", err)
-	}
+	wantRecord(t, r, golden(t, "record4-copies.golden", p), old(t, "record2.golden"))
 	var got []change
 	err := decodeLog(3, nil, golden(t, "log2.golden", log), func(c *change) error {
 		got = append(got, *c)
@@ -299,6 +311,38 @@ func TestEveryBitCounts(t *testing.T) {
 	}
 }
 
+// A record whose blocks are in part those that were there before is torn, whatever the blocks are: also where each ends in its
+// own CRC-32C, which makes a CRC-32C over all of them blind to what they hold.
+func TestTornRecord(t *testing.T) {
+	block := func(seed uint64) []byte {
+		p := noise(seed, 1)
+		le.PutUint32(p[BlockBytes-4:], crc(p[:BlockBytes-4]))
+		return p
+	}
+	sealed := func(seed uint64) []byte {
+		r := record{uuid: [16]byte{1}, epoch: 2, seq: 3, ops: []op{{kind: opWrite, vol: 9, lba: 5, count: 2, data: append(block(seed), block(seed+1)...)}}}
+		r.advance = uint64(recordBytes(1, 2*BlockBytes))
+		p := make([]byte, r.advance)
+		r.encode(p)
+		return p
+	}
+	one, two := sealed(1), sealed(3)
+	if crc(one[BlockBytes:]) != crc(two[BlockBytes:]) {
+		t.Fatal("they are no such blocks")
+	}
+	for mixed := range 1 << 3 {
+		p := bytes.Clone(two)
+		for i := range 3 {
+			if mixed>>i&1 == 0 {
+				copy(p[i*BlockBytes:(i+1)*BlockBytes], one[i*BlockBytes:])
+			}
+		}
+		if _, err := decodeRecord(p); (err == nil) != (mixed == 0 || mixed == 7) {
+			t.Errorf("blocks %03b of the one, others of the other: %v", mixed, err)
+		}
+	}
+}
+
 // A stored block is refused at another address, with any bit changed, and cut short.
 func TestBlock(t *testing.T) {
 	for _, data := range [][]byte{text(1, 1), noise(1, 1)} {
@@ -328,7 +372,10 @@ func TestBlock(t *testing.T) {
 // reseal makes the checksum right, so that the fuzzer reaches the checks behind it.
 func reseal(p []byte) []byte {
 	p = append([]byte(nil), p...)
-	if len(p) >= 12 {
+	switch {
+	case len(p) >= 16 && string(p[:8]) == recordMagic:
+		le.PutUint64(p[8:], xxh3.Hash(p[16:]))
+	case len(p) >= 12:
 		le.PutUint32(p[8:], crc(p[12:]))
 	}
 	return p
@@ -362,8 +409,19 @@ func FuzzRecord(f *testing.F) {
 	q := make([]byte, r.advance)
 	r.encode(q)
 	f.Add(q)
+	for _, name := range []string{"record.golden", "record2.golden"} {
+		p, err := os.ReadFile("testdata/" + name)
+		must(f, err)
+		f.Add(p)
+	}
 	fuzz(f, p, func(t *testing.T, p []byte) error {
-		_, err := decodeRecord(p)
+		r, err := decodeRecord(p)
+		if err == nil && string(p[:8]) == recordMagic {
+			q := make([]byte, len(p))
+			if r.encode(q); !bytes.Equal(p, q) {
+				t.Error("does not survive")
+			}
+		}
 		return err
 	})
 }

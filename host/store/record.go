@@ -2,6 +2,8 @@ package store
 
 import (
 	"fmt"
+
+	"github.com/zeebo/xxh3"
 )
 
 // opKind is what an entry of a record, or of a segment's log, does. Numbers are never reused.
@@ -48,7 +50,8 @@ func (o *op) payload() int {
 }
 
 const (
-	recordMagic  = "LEDGEJR1"
+	recordMagic  = "LEDGEJR2"
+	recordMagic1 = "LEDGEJR1" // with a CRC-32C, which is blind to blocks that end in their own: see doc.go
 	recordHeader = 64
 	entryBytes   = 24
 	maxEntries   = 1000
@@ -74,11 +77,11 @@ func (r *record) encode(p []byte) {
 	at := roundUp(recordHeader+len(r.ops)*entryBytes, BlockBytes)
 	clear(p[:at])
 	copy(p, recordMagic)
-	le.PutUint32(p[12:], uint32(len(p)))
 	copy(p[16:], r.uuid[:])
 	le.PutUint64(p[32:], r.epoch)
 	le.PutUint64(p[40:], r.seq)
 	le.PutUint32(p[48:], uint32(len(r.ops)))
+	le.PutUint32(p[52:], uint32(len(p)))
 	le.PutUint64(p[56:], r.advance)
 	for i := range r.ops {
 		o, e := &r.ops[i], p[recordHeader+i*entryBytes:]
@@ -90,15 +93,18 @@ func (r *record) encode(p []byte) {
 		clear(p[at+copy(p[at:at+n], o.data) : at+n])
 		at += n
 	}
-	le.PutUint32(p[8:], crc(p[12:]))
+	le.PutUint64(p[8:], xxh3.Hash(p[16:]))
 }
 
 // recordLength tells from a record's first block how many bytes must be read to decode it.
 func recordLength(p []byte) (int, error) {
-	if len(p) < BlockBytes || string(p[:8]) != recordMagic {
+	if len(p) < BlockBytes || string(p[:8]) != recordMagic && string(p[:8]) != recordMagic1 {
 		return 0, fmt.Errorf("record: %w", ErrCorrupt)
 	}
-	n := int(le.Uint32(p[12:]))
+	n := int(le.Uint32(p[52:]))
+	if string(p[:8]) == recordMagic1 {
+		n = int(le.Uint32(p[12:]))
+	}
 	if n < BlockBytes || n%BlockBytes != 0 || n > maxRecordBytes {
 		return 0, fmt.Errorf("record of %d bytes: %w", n, ErrCorrupt)
 	}
@@ -112,13 +118,19 @@ func decodeRecord(p []byte) (record, error) {
 	if err != nil {
 		return r, err
 	}
-	if n != len(p) || le.Uint32(p[8:]) != crc(p[12:]) {
+	good := n == len(p)
+	if old := string(p[:8]) == recordMagic1; good && old {
+		good = le.Uint32(p[8:]) == crc(p[12:]) && le.Uint32(p[52:]) == 0
+	} else if good {
+		good = le.Uint64(p[8:]) == xxh3.Hash(p[16:])
+	}
+	if !good {
 		return r, fmt.Errorf("record checksum: %w", ErrCorrupt)
 	}
 	copy(r.uuid[:], p[16:])
 	r.epoch, r.seq, r.advance = le.Uint64(p[32:]), le.Uint64(p[40:]), le.Uint64(p[56:])
 	entries := int(le.Uint32(p[48:]))
-	if entries > maxEntries || le.Uint32(p[52:]) != 0 || r.advance%BlockBytes != 0 || r.advance < uint64(n) || r.advance > 1<<50 ||
+	if entries > maxEntries || r.advance%BlockBytes != 0 || r.advance < uint64(n) || r.advance > 1<<50 ||
 		entries > 0 && r.advance != uint64(n) {
 		return r, fmt.Errorf("record header: %w", ErrCorrupt)
 	}

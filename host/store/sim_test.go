@@ -70,7 +70,8 @@ func (m *modelVolume) copy(name string) *modelVolume {
 }
 
 // content is block number n of all that there are: 0 is zeros; there are few, so that most
-// are duplicates; odd ones compress.
+// are duplicates; odd ones compress. Half of them end in their own CRC-32C, as blocks of ext4's directories do: a CRC-32C
+// over such a block is the same whatever else is in it.
 func content(n uint64) []byte { return contents()[n] }
 
 var contents = sync.OnceValue(func() [][]byte {
@@ -82,13 +83,17 @@ var contents = sync.OnceValue(func() [][]byte {
 })
 
 func makeContent(n uint64) []byte {
-	switch {
-	case n == 0:
+	if n == 0 {
 		return make([]byte, BlockBytes)
-	case n%2 == 0:
-		return noise(n, 1)
 	}
-	return bytes.Repeat([]byte(fmt.Sprintf("block %8d of the model ", n)), 200)[:BlockBytes]
+	p := noise(n, 1)
+	if n%2 != 0 {
+		p = bytes.Repeat([]byte(fmt.Sprintf("block %8d of the model ", n)), 200)[:BlockBytes]
+	}
+	if n&2 != 0 {
+		le.PutUint32(p[BlockBytes-4:], crc(p[:BlockBytes-4]))
+	}
+	return p
 }
 
 func newModelVolume(name string) *modelVolume {
