@@ -43,8 +43,8 @@ type Options struct {
 	Random func([]byte)
 	// Logger hears of members that fail and blocks that are repaired. [none]
 	Logger *slog.Logger
-
-	old bool // tests: a new array is as they were before 2026-11-28
+	// OldChecksums makes an array with ChecksumsCRC32C, as all were before 2026-11-28: for tests.
+	OldChecksums bool
 }
 
 // Geometry is the shape of an array.

@@ -8,6 +8,8 @@ import (
 	"hash/crc32"
 	"os"
 	"testing"
+
+	"github.com/zeebo/xxh3"
 )
 
 var updateGolden = flag.Bool("update", false, "write golden files")
@@ -75,6 +77,19 @@ func sampleLoss() *Update {
 	return u
 }
 
+// sampleXXH3 is sampleUpdate of an array with the other checksums.
+func sampleXXH3() *Update {
+	u := sampleUpdate()
+	u.sums = ChecksumsXXH3
+	for n := range u.strips {
+		s := &u.strips[n]
+		at := sampleAddress(s.strip)
+		at.sums = ChecksumsXXH3
+		s.crcs[2], s.crcs[31] = checksumOf(at, 2, s.blocks[0]), checksumOf(at, 31, s.blocks[1])
+	}
+	return u
+}
+
 func TestGolden(t *testing.T) {
 	b := make([]byte, BlockBytes)
 	sampleLabel().encode(b)
@@ -94,6 +109,17 @@ func TestGolden(t *testing.T) {
 	}
 	if l.encode(again); !bytes.Equal(again, b) {
 		t.Fatal("label of a growth does not round-trip")
+	}
+	for name, l := range map[string]*Label{"label-xxh3.golden": sampleLabel(), "label-xxh3-grow.golden": growing} {
+		l.Checksums = ChecksumsXXH3
+		l.encode(b)
+		got, err := decodeLabel(golden(t, name, b))
+		if err != nil || got.Checksums != ChecksumsXXH3 || got.GrowFrom != l.GrowFrom {
+			t.Fatal(got, err)
+		}
+		if got.encode(again); !bytes.Equal(again, b) {
+			t.Fatalf("%s does not round-trip", name)
+		}
 	}
 	sum := &stripSum{gen: 9, gens: []uint64{9, 4, 5, 9, 9}}
 	for c := range sum.crcs {
@@ -115,7 +141,7 @@ func TestGolden(t *testing.T) {
 	if s.encode(again, sampleAddress(4)); !bytes.Equal(again, b) {
 		t.Fatal("checksum block with lost blocks does not round-trip")
 	}
-	for name, u := range map[string]*Update{"update.golden": sampleUpdate(), "update-lost.golden": sampleLoss()} {
+	for name, u := range map[string]*Update{"update.golden": sampleUpdate(), "update-lost.golden": sampleLoss(), "update-xxh3.golden": sampleXXH3()} {
 		enc := bytes.Join(u.Encode(), nil)
 		u, err := DecodeUpdate([][]byte{golden(t, name, enc[:BlockBytes]), enc[BlockBytes:]})
 		if err != nil {
@@ -135,7 +161,7 @@ func TestDecodersRefuse(t *testing.T) {
 			t.Errorf("%+v: %v", at, err)
 		}
 	}
-	for _, u := range []*Update{sampleUpdate(), sampleLoss()} {
+	for _, u := range []*Update{sampleUpdate(), sampleLoss(), sampleXXH3()} {
 		enc := bytes.Join(u.Encode(), nil)
 		for i := 0; i < len(enc)*8; i += 61 {
 			enc[i/8] ^= 1 << (i % 8)
@@ -173,6 +199,7 @@ func TestDecodersRefuse(t *testing.T) {
 func FuzzLabel(f *testing.F) {
 	f.Add(golden(f, "label.golden", nil))
 	f.Add(golden(f, "label-grow.golden", nil))
+	f.Add(golden(f, "label-xxh3.golden", nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) == BlockBytes {
 			le32(b[12:], blockSum(b, 12))
@@ -240,6 +267,10 @@ func TestBlockChecksum(t *testing.T) {
 			binary.LittleEndian.PutUint64(a[16:], at.stripe)
 			a[24], a[25] = byte(strip), byte(block)
 			if got, want := checksumOf(at, block, data), crc32.Checksum(append(a[:], data...), castagnoli); got != want {
+				t.Fatalf("strip %d block %d: %#x, want %#x", strip, block, got, want)
+			}
+			at.sums = ChecksumsXXH3
+			if got, want := checksumOf(at, block, data), uint32(xxh3.HashSeed(data, xxh3.Hash(a[:]))); got != want {
 				t.Fatalf("strip %d block %d: %#x, want %#x", strip, block, got, want)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -85,10 +86,14 @@ func (b *bed) open(o raid.Options, missing ...int) {
 	b.adopt(a)
 }
 
+// random is blocks that end in their own CRC-32C: a CRC-32C over one is the same whatever else is in it.
 func (b *bed) random(blocks int) []byte {
 	p := make([]byte, blocks*raid.BlockBytes)
 	for i := 0; i < len(p); i += 8 {
 		binary.LittleEndian.PutUint64(p[i:], b.rng.Uint64())
+	}
+	for i := raid.BlockBytes; i <= len(p); i += raid.BlockBytes {
+		binary.LittleEndian.PutUint32(p[i-4:], crc32.Checksum(p[i-raid.BlockBytes:i-4], crc32.MakeTable(crc32.Castagnoli)))
 	}
 	return p
 }

@@ -65,7 +65,7 @@ func Create(ctx context.Context, drives []Drive, opts Options) (*Array, error) {
 	}
 	l := Label{Pool: opts.Pool, Array: opts.uuid(), N: n, K: opts.K, M: opts.M, Spares: opts.Spares, Slots: slots,
 		MemberBytes: DataOffset + int64(slots)*SlotBytes, RebuildMember: -1, RebuildSpare: -1, Checksums: ChecksumsXXH3}
-	if opts.old {
+	if opts.OldChecksums {
 		l.Checksums = ChecksumsCRC32C
 	}
 	a, err := newArray(&l, lay, opts)

@@ -111,7 +111,7 @@ func (s *storage) Array(ctx context.Context) (control.ArrayInfo, error) {
 	g := st.Geometry
 	risk := s.array.AtRisk()
 	out := control.ArrayInfo{UUID: st.Array.String(), Pool: st.Pool.String(), State: string(st.State), Data: g.K, Parity: g.M, SpareColumns: g.Spares,
-		Stripes: g.Stripes, StripeBytes: g.StripeBytes, AtRisk: risk.Lost, Beyond: risk.Beyond,
+		Stripes: g.Stripes, StripeBytes: g.StripeBytes, Checksums: st.Checksums.String(), AtRisk: risk.Lost, Beyond: risk.Beyond,
 		Spare:    control.SpareSpace{Columns: g.Spares, ColumnBytes: int64(label.Slots) * raid.StripBytes},
 		Counters: arrayCounters(st.Counters)}
 	now := s.a.b.tasks.now()

@@ -73,14 +73,16 @@ type ArrayInfo struct {
 	UUID string `json:"uuid"`
 	Pool string `json:"pool"`
 	// State is optimal, degraded, failed or fenced; Why as in PoolInfo.
-	State        string        `json:"state"`
-	Why          []string      `json:"why"`
-	Data         int           `json:"data"`
-	Parity       int           `json:"parity"`
-	SpareColumns int           `json:"spare_columns"`
-	Stripes      uint64        `json:"stripes"`
-	StripeBytes  int64         `json:"stripe_bytes"`
-	Members      []ArrayMember `json:"members"`
+	State        string   `json:"state"`
+	Why          []string `json:"why"`
+	Data         int      `json:"data"`
+	Parity       int      `json:"parity"`
+	SpareColumns int      `json:"spare_columns"`
+	Stripes      uint64   `json:"stripes"`
+	StripeBytes  int64    `json:"stripe_bytes"`
+	// Checksums is the kind of the block checksums: xxh3, or crc32c of arrays made before 2026-11-28.
+	Checksums string        `json:"checksums"`
+	Members   []ArrayMember `json:"members"`
 	// AtRisk counts the stripes by how many of their strips are nowhere now: AtRisk[0] have all, AtRisk[Parity] bear no
 	// further loss. Beyond have lost more than parity can rebuild.
 	AtRisk []uint64   `json:"at_risk"`

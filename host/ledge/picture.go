@@ -48,6 +48,9 @@ func drawArray(w io.Writer, a api.ArrayInfo) error {
 	for _, why := range a.Why {
 		d.wrap("  ! ", why)
 	}
+	if a.Checksums == "crc32c" {
+		d.wrap("  ! ", "its checksums, CRC-32C, do not show that a drive lost the write of a block which ends in its own CRC-32C; only a new array has others")
+	}
 	d.line("")
 	d.cells(a.Members)
 	d.line("")

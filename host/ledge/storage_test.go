@@ -121,7 +121,7 @@ func sickArray() api.ArrayInfo {
 }
 
 func wideArray() api.ArrayInfo {
-	a := api.ArrayInfo{UUID: "5f2c8a10-1", Pool: "d9ae7d64-1", State: "optimal", Data: 16, Parity: 3, SpareColumns: 2, Stripes: 1 << 30, StripeBytes: 2 << 20, AtRisk: []uint64{1 << 30, 0, 0, 0},
+	a := api.ArrayInfo{UUID: "5f2c8a10-1", Pool: "d9ae7d64-1", State: "optimal", Data: 16, Parity: 3, SpareColumns: 2, Stripes: 1 << 30, StripeBytes: 2 << 20, Checksums: "crc32c", AtRisk: []uint64{1 << 30, 0, 0, 0},
 		Spare: api.SpareSpace{Columns: 2, Free: 2, ColumnBytes: 8 << 40}, Scrub: api.ScrubInfo{State: "idle", Last: api.ScrubReport{Ended: &when, Stripes: 1 << 30, BadStrips: 1, Repaired: 1}, Next: p(when.Add(7 * 24 * time.Hour))},
 		Tasks: []api.Task{{Kind: "grow", State: "running", Done: 99, Total: 1 << 30, SecondsLeft: p(int64(400000)), BytesPerSecond: 2 << 30}, {Kind: "maintenance", State: "waiting", Error: "raid: busy", Note: "it is tried again at 2026-11-26T08:31:00Z"}}}
 	for i := range 60 {

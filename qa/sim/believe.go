@@ -6,6 +6,7 @@ import (
 
 	"github.com/ledge-storage/ledge/nvram/nvramtest"
 	"github.com/ledge-storage/ledge/raid"
+	"github.com/zeebo/xxh3"
 )
 
 // Mutations that believe what does not verify: what lies on the medium is given the checksum that its content has.
@@ -25,8 +26,7 @@ func believe(m *nvramtest.Region) {
 		if n < blockBytes || n > len(h) {
 			continue
 		}
-		clear(h[12:16])
-		le.PutUint32(h[12:], crc32.Checksum(h[:n], castagnoli))
+		le.PutUint64(h[88:], xxh3.HashSeed(h[96:n], xxh3.Hash(h[:88])))
 	}
 	m.Load(b)
 }
@@ -70,7 +70,7 @@ func (w *world) believe() {
 				if block == nil {
 					block = zeros
 				}
-				le.PutUint32(sum[64+4*b:], crc32.Update(crc32.Checksum(a[:], castagnoli), castagnoli, block))
+				le.PutUint32(sum[64+4*b:], uint32(xxh3.HashSeed(block, xxh3.Hash(a[:]))))
 			}
 		}
 		clear(sum[48:52])

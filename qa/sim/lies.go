@@ -65,9 +65,10 @@ func (w *world) lie(rng *rand.Rand) (string, int) {
 	w.sick.members[i] = true
 	next := func(v raidtest.Verdict) {
 		n := 1 + rng.IntN(6)
+		behind := n%2 == 0 // only blocks behind the checksum blocks, which land
 		d.MisdirectBy(blockBytes * int64(1+rng.IntN(40)))
 		d.OnWrite(func(x raidtest.Write) raidtest.Verdict {
-			if n == 0 || x.Off < raid.DataOffset {
+			if n == 0 || x.Off < raid.DataOffset || behind && (x.Off-raid.DataOffset)%raid.SlotBytes == 0 {
 				return raidtest.Land
 			}
 			n--

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -260,7 +261,8 @@ func (r *poolRun) outcome(err error, done, doubt func()) error {
 	return nil
 }
 
-// content makes a block that no other write has, in every sector.
+// content makes a block that no other write has, in every sector. It ends in its own CRC-32C, as a block of an ext4 directory does: a
+// CRC-32C over it is the same whatever else is in it.
 func (b *base) content(lba int) []byte {
 	stamp := b.next()
 	c := make([]byte, blockBytes)
@@ -268,6 +270,8 @@ func (b *base) content(lba int) []byte {
 		binary.BigEndian.PutUint64(c[i:], stamp)
 		binary.BigEndian.PutUint64(c[i+8:], uint64(lba))
 	}
+	end := len(c) - 4
+	binary.LittleEndian.PutUint32(c[end:], crc32.Checksum(c[:end], castagnoli))
 	return c
 }
 

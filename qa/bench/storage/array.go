@@ -16,6 +16,7 @@ import (
 	"unsafe"
 
 	"github.com/klauspost/reedsolomon"
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
 	"github.com/ledge-storage/ledge/raid"
@@ -414,7 +415,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // sumBlocks computes the checksum of each block.
 func sumBlocks(p []byte) (sums [1 + raid.StripBlocks]uint32) {
 	for i := 0; i < len(p); i += raid.BlockBytes {
-		sums[i/raid.BlockBytes] = crc32.Checksum(p[i:i+raid.BlockBytes], castagnoli)
+		sums[i/raid.BlockBytes] = uint32(xxh3.HashSeed(p[i:i+raid.BlockBytes], 1))
 	}
 	return sums
 }
