@@ -235,6 +235,24 @@ func (w *Writer) check(ctx context.Context, dev Device, lossy bool) (Report, err
 	return r, errors.Join(errs...)
 }
 
+// ReadOne reads one block that was acknowledged, any, and compares: the first sign that a system is back. No Run may be under way.
+func (w *Writer) ReadOne(ctx context.Context, dev Device) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.blocks {
+		if w.blocks[i].acked == 0 {
+			continue
+		}
+		p := make([]byte, BlockBytes)
+		if err := dev.ReadAt(ctx, p, w.opts.Offset+int64(i)*BlockBytes); err != nil {
+			return fmt.Errorf("verify: read of block %d: %w", w.first+int64(i), err)
+		}
+		_, err := w.settle(i, p)
+		return err
+	}
+	return errors.New("verify: nothing was acknowledged yet")
+}
+
 func (w *Writer) settle(i int, p []byte) (uint64, error) {
 	b := &w.blocks[i]
 	addr := uint64(w.first) + uint64(i)
