@@ -21,19 +21,23 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		if binary.dir != "" {
-			os.RemoveAll(binary.dir)
+		for _, p := range []*program{&binary, &agentBinary} {
+			if p.dir != "" {
+				os.RemoveAll(p.dir)
+			}
 		}
 		os.Exit(code)
 	}))
 }
 
-// binary is shelfd, built once for all tests.
-var binary struct {
+// program is built once for all tests.
+type program struct {
 	sync.Once
 	dir, path string
 	err       error
 }
+
+var binary program // shelfd
 
 const (
 	drives    = 12
@@ -45,23 +49,29 @@ const (
 // build makes shelfd, the first time.
 func build(t *testing.T) string {
 	t.Helper()
+	return binary.build(t, "./firmware/shelfd")
+}
+
+func (p *program) build(t *testing.T, args ...string) string {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("two processes and several takeovers")
 	}
-	binary.Do(func() {
-		if binary.dir, binary.err = os.MkdirTemp("", "ledge-qa-shelf"); binary.err != nil {
+	p.Do(func() {
+		if p.dir, p.err = os.MkdirTemp("", "ledge-qa-shelf"); p.err != nil {
 			return
 		}
-		binary.path = filepath.Join(binary.dir, "shelfd")
-		out, err := exec.Command("go", "build", "-o", binary.path, "github.com/ledge-storage/ledge/firmware/shelfd").CombinedOutput()
-		if err != nil {
-			binary.err = fmt.Errorf("go build: %w\n%s", err, out)
+		p.path = filepath.Join(p.dir, "program")
+		cmd := exec.Command("go", append([]string{"build", "-o", p.path}, args...)...)
+		cmd.Dir = filepath.Join("..", "..")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			p.err = fmt.Errorf("go build: %w\n%s", err, out)
 		}
 	})
-	if binary.err != nil {
-		t.Fatal(binary.err)
+	if p.err != nil {
+		t.Fatal(p.err)
 	}
-	return binary.path
+	return p.path
 }
 
 // rig is a shelf with a pool on A, a LUN, and a verified writer through both portals.
