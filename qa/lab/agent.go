@@ -23,7 +23,7 @@ const hostInitiator = "iqn.2026-11.io.ledge:" + HostName
 // newAgent describes hostd.
 func (l *Lab) newAgent() *Part {
 	return &Part{
-		Name: "agent", lab: l, dir: l.o.Dir, log: l.path("hostd.log"), patience: 30 * time.Second,
+		Name: "agent", lab: l, dir: l.o.Dir, log: l.hostPath("hostd.log"), patience: 30 * time.Second,
 		command: func() ([]string, error) {
 			path := l.hostPath("hostd.json")
 			return []string{filepath.Join(l.o.Binaries, "hostd"), "--config", path}, writeJSON(path, 0o600, l.agentConfig())
@@ -34,7 +34,7 @@ func (l *Lab) newAgent() *Part {
 func (l *Lab) agentConfig() map[string]any {
 	c := map[string]any{
 		"name":      HostName,
-		"initiator": hostInitiator,
+		"initiator": l.initiator(),
 		"shelf":     map[string]any{"apis": []string{l.api("A"), l.api("B")}, "token": l.secrets.Token},
 		"listen":    loopback(l.o.Ports.Agent),
 		"api":       l.AgentSocket(),
@@ -56,8 +56,17 @@ func (l *Lab) hostPath(name string) string {
 	return l.path(fmt.Sprintf("host.%d", l.moves), name)
 }
 
+// initiator is the iSCSI name that the host has: each has its own.
+func (l *Lab) initiator() string {
+	if l.moves == 0 {
+		return hostInitiator
+	}
+	return fmt.Sprintf("%s.%d", hostInitiator, l.moves)
+}
+
 // MoveHost is the end of a host: the agent is killed, and all that it had there is deleted. What StartAgent starts then is on another
-// host, that knows no more than an operator tells it: another directory, another portal, nothing in the cache.
+// host, that knows no more than an operator tells it: another directory, another initiator name and portal, nothing in the cache. The operator
+// gives it the name that the host has at the shelf, and the shelf's addresses and token.
 func (l *Lab) MoveHost() error {
 	if err := l.Agent.Kill(); err != nil {
 		return err
@@ -67,7 +76,7 @@ func (l *Lab) MoveHost() error {
 			return err
 		}
 	} else {
-		for _, name := range []string{"hostd.json", "hostd.sock", "cache.img"} {
+		for _, name := range []string{"hostd.json", "hostd.sock", "cache.img", "hostd.log"} {
 			if err := os.Remove(l.hostPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}

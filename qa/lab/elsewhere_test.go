@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -9,16 +8,33 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ledge-storage/ledge/host/api"
 	"github.com/ledge-storage/ledge/host/initiator"
 )
 
-// testElsewhere: hosts hold nothing that matters (P6). The agent is killed in mid-write, everything that it had is deleted, and one is
-// started elsewhere: volumes, a snapshot and its clone have all that was acknowledged. How long that takes is logged.
+// lostWhen are the moments at which testElsewhere's hosts are lost; meanwhile is what goes on with the volumes besides the writes.
+var lostWhen = []struct {
+	name      string
+	meanwhile func(ctx context.Context, l *Lab, other string, rest func()) error
+}{
+	{"in mid-write", nil},
+	{"right after a snapshot was ordered", func(ctx context.Context, l *Lab, other string, rest func()) error {
+		rest() // so that what it holds is known
+		return l.AgentDo(ctx, "POST", "/v1/snapshots", api.SnapshotRequest{Name: "held", Volumes: []string{other}}, nil)
+	}},
+	{"in mid-write, beside a clone", nil},
+}
+
+// testElsewhere: hosts hold nothing that matters (P6). The agent is killed under writes, everything that it had is deleted, and one is
+// started elsewhere: the volumes, a snapshot and its clone, which is written to as well, have all that was acknowledged. How long that
+// takes is logged. qa/shelf does the same many times, as processes; that the agent before is shut out, if it still ran, is
+// TestEarlierAgentIsShutOut in host/agent.
 func testElsewhere(t *testing.T, ctx context.Context, l *Lab) {
 	rng := rand.New(rand.NewPCG(5, 5))
-	const other = "elsewhere"
+	const other, clone = "elsewhere", "elsewhere-clone"
 	_, _, err := l.EnsureVolume(ctx, other, 1<<30)
 	fatal(t, err)
+	names := []string{verifyVolume, other}
 	w := []*writer{
 		newWriter(t, ctx, verified(t, ctx, l), 0xe15e, 3*verifyBytes, verifyBytes),
 		newWriter(t, ctx, l.show(t, ctx, other), 0xe15f, 0, verifyBytes),
@@ -28,21 +44,24 @@ func testElsewhere(t *testing.T, ctx context.Context, l *Lab) {
 			w.dev.Close()
 		}
 	}()
-	var snapshot string
 	var held [sha256.Size]byte
-	for round := range 3 {
-		if round == 1 { // between two writes, so that what it holds is known
-			snapshot = fmt.Sprintf("%s@round%d", other, round)
-			held = w[1].sum()
-			l.must(t, ctx, "snapshot", "create", snapshot)
-		}
+	for round, lost := range lostWhen {
 		for _, w := range w {
 			w.begin()
 		}
 		for _, w := range w {
 			w.advance(fmt.Sprintf("round %d", round), someWrites)
 		}
-		time.Sleep(time.Duration(rng.IntN(2000)) * time.Millisecond)
+		if lost.meanwhile != nil {
+			fatal(t, lost.meanwhile(ctx, l, other, func() {
+				w[1].stop()
+				<-w[1].over
+				held = w[1].sum()
+				w[1].over <- nil
+			}))
+		} else {
+			time.Sleep(time.Duration(rng.IntN(2000)) * time.Millisecond)
+		}
 		fatal(t, l.MoveHost())
 		for _, w := range w {
 			w.stop()
@@ -55,29 +74,36 @@ func testElsewhere(t *testing.T, ctx context.Context, l *Lab) {
 		fatal(t, l.StartAgent(ctx))
 		serves := time.Since(began)
 		first := time.Duration(0)
-		for i, name := range []string{verifyVolume, other} {
+		for i, name := range names {
 			w[i].reopen(l.volume(t, ctx, name))
 			if first == 0 {
-				fatal(t, w[i].dev.ReadAt(ctx, make([]byte, 4096), int64(3-3*i)*verifyBytes))
+				fatal(t, w[i].w.ReadOne(ctx, w[i].dev))
 				first = time.Since(began)
 			}
 		}
-		for i, name := range []string{verifyVolume, other} {
+		connected := time.Since(began)
+		for i, name := range names {
 			w[i].reads(fmt.Sprintf("round %d, volume %s, agent elsewhere", round, name))
 		}
-		t.Logf("round %d: kill -9 and all deleted; elsewhere it serves %.1f s after its start, the first block is read after %.1f s, all are after %.1f s", round,
-			serves.Seconds(), first.Seconds(), time.Since(began).Seconds())
-		if snapshot == "" {
+		t.Logf("round %d: lost %s, with all that the host had; elsewhere it serves %.1f s after its start, the first acknowledged block is read after %.1f s, all %d volumes are connected after %.1f s and read after %.1f s",
+			round, lost.name, serves.Seconds(), first.Seconds(), len(w), connected.Seconds(), time.Since(began).Seconds())
+		switch {
+		case lost.meanwhile != nil: // the clone of what another host's snapshot has; it is written to behind that
+			l.must(t, ctx, "volume", "clone", other+"@held", clone)
+			names, w = append(names, clone), append(w, newWriter(t, ctx, l.show(t, ctx, clone), 0xe160, verifyBytes, verifyBytes))
+		case round == 0:
 			continue
 		}
-		clone := fmt.Sprintf("clone%d", round)
-		l.must(t, ctx, "volume", "clone", snapshot, clone)
-		c := &writer{t: t, ctx: ctx}
-		c.reopen(l.volume(t, ctx, clone))
-		if got := c.sum(); !bytes.Equal(got[:], held[:]) {
-			t.Errorf("round %d: the clone of %s holds something else than the volume did", round, snapshot)
+		again := fmt.Sprintf("elsewhere-again%d", round)
+		l.must(t, ctx, "volume", "clone", other+"@held", again)
+		for _, name := range []string{clone, again} {
+			c := &writer{t: t, ctx: ctx}
+			c.reopen(l.volume(t, ctx, name))
+			if c.sum() != held {
+				t.Errorf("round %d: volume %s, a clone of %s@held, holds something else than the volume did", round, name, other)
+			}
+			c.dev.Close()
 		}
-		c.dev.Close()
 	}
 }
 
