@@ -312,7 +312,7 @@ func decode(p []byte, run, addr uint64) (uint64, error) {
 		return 0, ErrTorn
 	}
 	if r, a := binary.LittleEndian.Uint64(p[8:]), binary.LittleEndian.Uint64(p[16:]); r != run || a != addr {
-		return 0, fmt.Errorf("%w: run %#x, address %d", ErrTorn, r, a)
+		return 0, fmt.Errorf("%w: run %#x, address %d, sequence %d", ErrTorn, r, a, binary.LittleEndian.Uint64(p[24:]))
 	}
 	return binary.LittleEndian.Uint64(p[24:]), nil
 }
