@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -24,6 +25,7 @@ import (
 //
 // A crash at any point repeats this from the same superblock contents, or finds them complete.
 func (st *Store) recover(ctx context.Context) error {
+	began := time.Now()
 	old := st.super
 	st.numbers = uint32(min(st.opt.Segments.Size()/SegmentBytes, maxSegments))
 	st.step = max(4, min(reserveStep, st.numbers/1024))
@@ -35,13 +37,17 @@ func (st *Store) recover(ctx context.Context) error {
 	if err := st.loadCheckpoint(ctx, &old); err != nil {
 		return err
 	}
+	loaded := time.Now()
 	applied, err := st.replaySegments(ctx, max(old.ckptFrom+old.ckptSegs, 1), old.reserved)
 	if err != nil {
 		return err
 	}
+	segments := time.Now()
 	if err := st.replayJournal(ctx, &old); err != nil {
 		return err
 	}
+	journal := time.Now()
+	records := len(st.queue)
 	replayed := applied > 0 || len(st.queue) > 0 // asked before the packer takes from the queue
 	st.wg.Go(st.packLoop)
 	st.wg.Go(st.sealLoop)
@@ -61,6 +67,8 @@ func (st *Store) recover(ctx context.Context) error {
 	st.mu.Unlock()
 	st.wg.Go(st.journalLoop)
 	st.wg.Go(st.warmIndex)
+	st.opt.Logger.Debug("recovered", "checkpoint", loaded.Sub(began), "segments", segments.Sub(loaded), "applied", applied, "journal", journal.Sub(segments), "records", records,
+		"packed", time.Since(journal), "looked", old.reserved-max(old.ckptFrom+old.ckptSegs, 1))
 	return nil
 }
 
