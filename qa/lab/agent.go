@@ -38,6 +38,7 @@ func (l *Lab) agentConfig() map[string]any {
 		"shelf":     map[string]any{"apis": []string{l.api("A"), l.api("B")}, "token": l.secrets.Token},
 		"listen":    loopback(l.o.Ports.Agent),
 		"api":       l.AgentSocket(),
+		"log_level": "debug",
 	}
 	if l.o.CacheBytes > 0 {
 		c["cache"] = map[string]any{"path": l.hostPath("cache.img"), "size": l.o.CacheBytes}

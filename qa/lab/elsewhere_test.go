@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -84,6 +85,11 @@ func testElsewhere(t *testing.T, ctx context.Context, l *Lab) {
 		connected := time.Since(began)
 		for i, name := range names {
 			w[i].reads(fmt.Sprintf("round %d, volume %s, agent elsewhere", round, name))
+		}
+		for line := range strings.Lines(tail(l.Agent.Log(), 200)) {
+			if strings.Contains(line, "msg=recovered") {
+				t.Log(strings.TrimSpace(line))
+			}
 		}
 		t.Logf("round %d: lost %s, with all that the host had; elsewhere it serves %.1f s after its start, the first acknowledged block is read after %.1f s, all %d volumes are connected after %.1f s and read after %.1f s",
 			round, lost.name, serves.Seconds(), first.Seconds(), len(w), connected.Seconds(), time.Since(began).Seconds())

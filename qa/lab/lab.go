@@ -27,6 +27,7 @@
 //	partner.sock   the partner link (form local; else A/partner.sock and B/partner.sock, see Cable)
 //	shelf.json     where `ledge shelf` finds the controllers, 0600
 //	hostd.json     the agent's configuration, 0600;  hostd.sock its API;  hostd.log;  cache.img
+//	host.N/        the same four of the Nth host after the first (MoveHost): of those before it nothing is left
 package lab
 
 import (
