@@ -37,7 +37,6 @@ const (
 const (
 	IgnoreGenerations Mutation = "ignore-generations"
 	IgnoreChecksums   Mutation = "ignore-checksums"
-	OldChecksums      Mutation = "old-checksums"
 )
 
 // Mutations in the order of README.md, each with the world that it is of.
@@ -48,7 +47,6 @@ var Mutations = []struct {
 	{SkipFlush, PoolWorld}, {AckBeforeAppend, PoolWorld}, {SkipUpdateLog, PoolWorld}, {ApplyBeforeLog, PoolWorld}, {TrimEarly, PoolWorld},
 	{TrimUpdatesEarly, PoolWorld}, {ReplayNoUpdates, PoolWorld}, {ReplayReversed, PoolWorld}, {SkipMap, PoolWorld}, {SplitAppend, PoolWorld},
 	{ZerosAreForgotten, PoolWorld}, {TrimBeforeFlush, PoolWorld}, {IgnoreGenerations, PoolWorld}, {IgnoreChecksums, PoolWorld},
-	{OldChecksums, PoolWorld},
 	{AckWithoutMirror, ShelfWorld}, {MirrorAcksEarly, ShelfWorld}, {LeaveSoloEarly, ShelfWorld}, {SkipSolo, ShelfWorld}, {NoFence, ShelfWorld},
 	{OldOwnerWrites, ShelfWorld}, {NoLease, ShelfWorld}, {StaleTakeover, ShelfWorld}, {IgnoreSolo, ShelfWorld}, {ReplayNoChecksum, ShelfWorld},
 	{ClaimBlindly, ShelfWorld}, {StayFresh, ShelfWorld},

@@ -50,8 +50,7 @@ func (s shape) driveBytes() int64 { return raid.DataOffset + int64(s.slots)*raid
 
 func (w *world) raidOptions() raid.Options {
 	s := w.shape
-	return raid.Options{Logger: w.logger, K: s.data, M: s.parity, Spares: s.spares, NoSpares: s.spares == 0, Random: w.random,
-		OldChecksums: w.mutation == OldChecksums}
+	return raid.Options{Logger: w.logger, K: s.data, M: s.parity, Spares: s.spares, NoSpares: s.spares == 0, Random: w.random}
 }
 
 // world is the hardware and its power.

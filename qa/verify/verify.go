@@ -13,6 +13,9 @@
 //	    32  4060  filler: a xorshift stream seeded by run, address and sequence; every other 64 bytes zeros
 //	  4092     4  CRC-32C of bytes 0 to 4091
 //
+// A CRC-32C that anybody computes over such blocks is the same whatever else is in them. So a checksum that is one, over a record or a block, shows
+// itself here as wrong data.
+//
 // At most one write of a block is in flight, so that the model is small: a block may hold the newest
 // acknowledged sequence, or any later one whose write did not return or returned an error.
 package verify
