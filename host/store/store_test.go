@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ledge-storage/ledge/target"
 	"go.uber.org/goleak"
@@ -41,6 +42,16 @@ func noise(seed uint64, n int) []byte {
 		le.PutUint64(p[i:], rng.Uint64())
 	}
 	return p
+}
+
+// warmed waits until the index knows what the segments hold.
+func warmed(t testing.TB, st *Store) {
+	t.Helper()
+	for began := time.Now(); !st.Stats().IndexReady; time.Sleep(time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatal("the index is not filled")
+		}
+	}
 }
 
 func must(t testing.TB, err error) {

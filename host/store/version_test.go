@@ -100,6 +100,7 @@ func TestVersion1(t *testing.T) {
 			v = volume(t, st, "v")
 			wantBlocks(t, v, 0, one)
 			wantBlocks(t, v, 5000, two)
+			warmed(t, st)
 			before := v.Info()
 			must(t, v.Write(ctx, 100000, one))
 			must(t, st.Sync(ctx))
