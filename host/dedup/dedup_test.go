@@ -118,6 +118,74 @@ func TestIndex(t *testing.T) {
 	}
 }
 
+// An index that is told of eight times what it has room for keeps a sample of it, thinner the more there is and spread evenly; half of
+// what was told of it last is there. What it is told of as a hint takes no room from what it has.
+func TestIndexSample(t *testing.T) {
+	const room = 1 << 14
+	x := NewIndex(room * 8)
+	ref := Ref{Segment: 1}
+	there := func(i uint64) bool {
+		f := fp(i)
+		_, ok := x.Lookup(&f)
+		return ok
+	}
+	for i := range uint64(8 * room) {
+		f := fp(i)
+		x.Insert(&f, ref)
+	}
+	if !x.Forgot() || x.Len() != room {
+		t.Fatalf("%d entries, forgot %v", x.Len(), x.Forgot())
+	}
+	old, long := 0, 0 // of what is old; of its runs of 128, those without any
+	for i := uint64(0); i < 7*room; {
+		before := old
+		for range 128 {
+			if there(i) {
+				old++
+			}
+			i++
+		}
+		if old == before {
+			long++
+		}
+	}
+	if share := float64(old) / (7 * room); share < 0.06 || long > 7*room/128/100 {
+		t.Errorf("%.3f of what is old, %d of %d runs of 128 have none", share, long, 7*room/128)
+	}
+	fresh := 0
+	for i := range uint64(room / 16) {
+		if there(8*room - 1 - i) {
+			fresh++
+		}
+	}
+	if fresh < room/32 {
+		t.Errorf("%d of the newest %d", fresh, room/16)
+	}
+	before := 0
+	for i := range uint64(8 * room) {
+		if there(i) {
+			before++
+		}
+	}
+	taken := 0
+	for i := range uint64(room) {
+		f := fp(100*room + i)
+		if x.Hint(&f, ref); there(100*room + i) {
+			taken++
+		}
+	}
+	after := 0
+	for i := range uint64(8 * room) {
+		if there(i) {
+			after++
+		}
+	}
+	if lost := before - after; lost > taken || taken > room/4 || taken == 0 {
+		t.Errorf("hints: %d of %d taken, %d of %d others lost", taken, room, lost, before)
+	}
+	t.Logf("%d of %d old, %d of %d newest, %d hints taken", old, 7*room, fresh, room/16, taken)
+}
+
 func BenchmarkFingerprint(b *testing.B) {
 	blocks := make([][]byte, 256)
 	for i := range blocks {

@@ -3,6 +3,7 @@ package dedup
 import (
 	"encoding/binary"
 	"errors"
+	"math/bits"
 	"sync"
 )
 
@@ -23,12 +24,18 @@ type Ref struct {
 // forgets one of its entries for a new one: a forgotten entry costs space (a block stored
 // twice), never truth.
 //
+// What it forgets makes it a sample of what there is, ever thinner: an entry's level is the number of zeros that its tag ends in, so
+// that each level has half of the blocks of the one below; the entry of the lowest level goes first. So a full index has of what is
+// old a few blocks of each run, spread evenly, and a table of what lies beside one of them finds the rest; and one or two places in
+// each bucket are left to what came last. One time in eight any of the entries goes, because some name what is there no more.
+//
 // An entry is 8 bytes: segment (28 bits), slot (14), tag (22). With the bucket's number a hit
 // is wrong with a chance of 8 in 2^22; the caller's verification finds that.
 type Index struct {
 	mu      sync.Mutex
 	buckets [][8]uint64
 	entries int
+	forgot  bool
 }
 
 // ErrRef is a Ref that an entry cannot hold.
@@ -90,13 +97,62 @@ func (x *Index) Insert(fp *Fingerprint, r Ref) error {
 			return nil
 		}
 	}
-	if free < 0 {
-		free = int(fp[12] & 7) // any will do, if it is not always the same
-	} else {
+	if free >= 0 {
 		x.entries++
+	} else if free, x.forgot = int(fp[13]&7), true; fp[12]&7 != 0 {
+		free, _ = lowest(bucket, free)
 	}
 	bucket[free] = pack(r, tag)
 	return nil
+}
+
+// Hint is Insert for what is older than what the index has: that stays, and of a full bucket an entry goes only if its level is
+// below that of fp.
+func (x *Index) Hint(fp *Fingerprint, r Ref) error {
+	if r.Segment == 0 || r.Segment >= 1<<SegmentBits || r.Slot >= 1<<SlotBits {
+		return ErrRef
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	b, tag := x.locate(fp)
+	bucket := &x.buckets[b]
+	for i, e := range bucket {
+		if e == 0 {
+			bucket[i] = pack(r, tag)
+			x.entries++
+			return nil
+		}
+		if e&(1<<tagBits-1) == tag {
+			return nil
+		}
+	}
+	x.forgot = true
+	if i, l := lowest(bucket, int(fp[13]&7)); l < level(tag) {
+		bucket[i] = pack(r, tag)
+	}
+	return nil
+}
+
+// lowest is the entry of the lowest level of a full bucket, the first from number from on.
+func lowest(bucket *[8]uint64, from int) (at, of int) {
+	of = tagBits + 1
+	for i := range bucket {
+		i = (from + i) % len(bucket)
+		if l := level(bucket[i]); l < of {
+			at, of = i, l
+		}
+	}
+	return at, of
+}
+
+// level of an entry or a tag.
+func level(e uint64) int { return bits.TrailingZeros64(e | 1<<tagBits) }
+
+// Forgot says whether it has ever forgotten an entry for want of room.
+func (x *Index) Forgot() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.forgot
 }
 
 // Remove forgets that fp is stored at r; it does nothing when the index says otherwise.

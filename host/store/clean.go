@@ -488,12 +488,18 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 	return nil
 }
 
+// warmTimes is of how many times the blocks that the index has room for it gets a sample, when it is filled.
+const warmTimes = 8
+
 // warm enters the blocks of the given segments into the index, newest first.
-func (st *Store) warm(numbers []uint32) {
+func (st *Store) warm(x *dedup.Index, numbers []uint32) {
 	slices.SortFunc(numbers, func(a, b uint32) int { return int(b) - int(a) })
-	room := st.index.Bytes() / 8
+	room := warmTimes * x.Bytes() / 8
 	for _, n := range numbers {
-		if !st.usable(n) || room <= 0 {
+		if room <= 0 || st.index.Load() != x {
+			return
+		}
+		if !st.usable(n) {
 			continue
 		}
 		_, slots, _, err := st.readTable(st.ctx, n)
@@ -506,9 +512,7 @@ func (st *Store) warm(numbers []uint32) {
 		}
 		for i := range slots {
 			hint := slots[i].fp.fingerprint()
-			if _, known := st.index.Lookup(&hint); !known {
-				st.index.Insert(&hint, dedup.Ref{Segment: n, Slot: uint16(i)})
-			}
+			x.Hint(&hint, dedup.Ref{Segment: n, Slot: uint16(i)})
 		}
 		room -= int64(len(slots))
 	}

@@ -206,9 +206,12 @@ func (st *Store) fingerprint(items []packItem) []dedup.Fingerprint {
 }
 
 // findDuplicates looks every block up, in the batch and in the index, and verifies each hit of
-// the index against the fingerprint in the segment's table.
+// the index against the fingerprint in the segment's table. What an index that has forgotten does not know is
+// looked up in the tables of segments that had hits lately, this batch's among them: duplicates come in runs.
 func (st *Store) findDuplicates(ctx context.Context, items []packItem, fps []dedup.Fingerprint) error {
 	seen := make(map[dedup.Fingerprint]int, len(items))
+	index := st.index.Load()
+	var unknown []int
 	for i := range items {
 		if items[i].skip {
 			continue
@@ -218,8 +221,9 @@ func (st *Store) findDuplicates(ctx context.Context, items []packItem, fps []ded
 			continue
 		}
 		seen[fps[i]] = i
-		ref, ok := st.index.Lookup(&fps[i])
+		ref, ok := index.Lookup(&fps[i])
 		if !ok || !st.usable(ref.Segment) {
+			unknown = append(unknown, i)
 			continue
 		}
 		slots, err := st.table(ctx, ref.Segment)
@@ -235,6 +239,18 @@ func (st *Store) findDuplicates(ctx context.Context, items []packItem, fps []ded
 		if int(ref.Slot) < len(slots) && slots[ref.Slot].fp == shorten(&fps[i]) {
 			s := &slots[ref.Slot]
 			items[i].place = st.whereIs(makeLoc(ref.Segment, int(s.off), int(s.len)))
+			st.near.hit(ref.Segment, slots)
+		} else {
+			unknown = append(unknown, i)
+		}
+	}
+	if !index.Forgot() {
+		return nil
+	}
+	for _, i := range unknown {
+		d := shorten(&fps[i])
+		if at := st.near.find(&d, st.usable); at != 0 {
+			items[i].place = st.whereIs(at)
 		}
 	}
 	return nil
@@ -284,7 +300,7 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 	} else {
 		it.place = b.append(it.stored, shorten(&fps[i]))
 		b.log.store(it.v.id, it.lba, it.place)
-		st.index.Insert(&fps[i], dedup.Ref{Segment: b.number, Slot: uint16(len(b.slots) - 1)})
+		st.index.Load().Insert(&fps[i], dedup.Ref{Segment: b.number, Slot: uint16(len(b.slots) - 1)})
 		st.charge(b.info, it.v, len(it.stored)+slotBytes, 1)
 		st.counters.uniques++
 		it.v.Meter().Uniques.Add(1)

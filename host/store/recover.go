@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/ledge-storage/ledge/host/dedup"
 )
 
 // Recovery, on any host, in this order:
@@ -522,14 +524,38 @@ func (r *ringReader) skip(n uint64) {
 // warmIndex enters what the segments hold into the index, newest first, until it is full. Until
 // then, duplicates of old blocks may be stored again.
 func (st *Store) warmIndex() {
+	x := st.index.Load()
 	st.mu.RLock()
 	numbers := make([]uint32, 0, len(st.segs))
 	for n := range st.segs {
 		numbers = append(numbers, n)
 	}
 	st.mu.RUnlock()
-	st.warm(numbers)
+	st.warm(x, numbers)
 	st.mu.Lock()
-	st.indexReady = true
-	st.mu.Unlock()
+	defer st.mu.Unlock()
+	if x == st.index.Load() {
+		st.indexReady = true
+	}
+}
+
+// leastIndex is the least memory of an index.
+const leastIndex = 4 << 20
+
+// ResizeIndex gives the dedup index another size while the store works: a new one, which is filled from the segments' tables as at an
+// opening (Stats.IndexReady), and knows of what is written from now on at once. ErrIndexSize: less than 4 MiB.
+func (st *Store) ResizeIndex(limitBytes int64) error {
+	if limitBytes < leastIndex {
+		return fmt.Errorf("store: index of %d bytes, %d at least: %w", limitBytes, leastIndex, ErrIndexSize)
+	}
+	x := dedup.NewIndex(limitBytes)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed || st.recovering || st.err != nil {
+		return ErrClosed
+	}
+	st.index.Store(x) // who fills the one before sees it, and leaves off
+	st.indexReady = false
+	st.wg.Go(st.warmIndex)
+	return nil
 }

@@ -96,7 +96,7 @@ func (st *Store) sealOne(b *builder) error {
 	if b.moved { // what others refer to from now on is durable: the two logs have no order between them
 		for i := range b.slots {
 			hint := b.slots[i].fp.fingerprint()
-			st.index.Insert(&hint, dedup.Ref{Segment: b.number, Slot: uint16(i)})
+			st.index.Load().Insert(&hint, dedup.Ref{Segment: b.number, Slot: uint16(i)})
 		}
 	}
 	st.mu.Lock()

@@ -46,6 +46,7 @@ type Stats struct {
 	MapPages     int64
 	MapResident  int64
 	IndexEntries int
+	IndexBytes   int64
 	IndexReady   bool
 	// Since the opening: blocks found stored before, and blocks stored; segments written and
 	// freed; blocks moved by the cleaner; bytes written to the journal; lines that failed a block's checksum
@@ -68,7 +69,7 @@ func (st *Store) Stats() Stats {
 		AllocatedBytes: int64(len(st.segs)+st.ckptSegments) * SegmentBytes, StoredBytes: st.ckptBytes,
 		JournalBytes: int64(st.ringSize), JournalUsedBytes: int64(st.head - st.tail),
 		CacheHits: c.cacheHits, CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.bytes(), MapLimit: st.maps.limit, MapPages: st.maps.pages, MapResident: st.maps.resident,
-		IndexEntries: st.index.Len(), IndexReady: st.indexReady,
+		IndexEntries: st.index.Load().Len(), IndexBytes: st.index.Load().Bytes(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,
 		PagesRead: c.pagesRead, PagesWritten: c.pagesWritten,

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ledge-storage/ledge/host/dedup"
@@ -30,6 +31,8 @@ var (
 	ErrNotFound = errors.New("store: no such volume or snapshot")
 	ErrName     = errors.New("store: bad volume name")
 	ErrSize     = errors.New("store: bad volume size")
+	// ErrIndexSize: an index cannot be so small.
+	ErrIndexSize = errors.New("store: bad index size")
 	// ErrLimit: as many volumes or snapshots as a store can have.
 	ErrLimit = errors.New("store: too many volumes")
 	// ErrCompression: there is none of that name.
@@ -134,7 +137,8 @@ func (o *Options) complete() error {
 type Store struct {
 	opt    Options
 	hasher *dedup.Hasher
-	index  *dedup.Index
+	index  atomic.Pointer[dedup.Index]
+	near   near // the packer's
 	lines  *lineCache
 
 	unmetered *meter.Volume // counts the cleaner and snapshots
@@ -257,9 +261,10 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 		opt: opt, superTurn: make(chan struct{}, 1), wake: make(chan struct{}, 1), changed: make(chan struct{}),
 		volumes: map[uint32]*Volume{}, byName: map[string]*Volume{}, snaps: map[uint32]map[string]*Volume{}, nextVol: 1,
 		segs: map[uint32]*segment{}, inMemory: map[uint32]*builder{}, toSeal: make(chan *builder, 1),
-		index: dedup.NewIndex(opt.IndexBytes), lines: newLineCache(int(opt.LineBytes / LineBytes)), unmetered: meter.New(),
+		lines: newLineCache(int(opt.LineBytes / LineBytes)), unmetered: meter.New(),
 	}
 	st.spare = int(min(max(opt.CapacityBytes/SegmentBytes/16, leastSpare), mostSpare))
+	st.index.Store(dedup.NewIndex(opt.IndexBytes))
 	st.tables.limit = opt.TableBytes
 	st.maps = mapUse{limit: opt.MapBytes, homes: map[uint32]*home{}, hold: st.hold, release: st.release}
 	found, blank, err := readSuper(ctx, opt.Journal)
