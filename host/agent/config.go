@@ -147,7 +147,7 @@ func ParseConfig(b []byte) (Config, error) {
 	if s, _ := o.sub("memory"); s != nil {
 		s.size("buffer", &c.BufferBytes, 8*mib, 4*gib, 4*kib)
 		s.size("map", &c.MapBytes, 16*mib, 64*gib, 4*kib)
-		s.size("index", &c.IndexBytes, 4*mib, 64*gib, 4*kib)
+		s.size("index", &c.IndexBytes, leastIndex, mostIndex, 4*kib)
 		s.size("lines", &c.LineBytes, 4*mib, 64*gib, 4*kib)
 		s.end()
 	}

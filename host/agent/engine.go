@@ -27,12 +27,18 @@ type Compressor interface {
 	SetCompression(ctx context.Context, name string, c store.Compression) error
 }
 
+// Indexer is an engine with a dedup index whose size can be changed while it works.
+type Indexer interface {
+	ResizeIndex(limitBytes int64) error
+}
+
 // EngineStats are the store's figures.
 type EngineStats struct {
 	Store   string
 	Figures api.Figures
 	Cache   api.Cache
 	Maps    *api.Maps // nil: there are none
+	Index   *api.Index
 	Paths   []api.Path
 }
 

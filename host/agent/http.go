@@ -94,6 +94,14 @@ func (a *Agent) handler() http.Handler {
 		v, err := a.setCompression(r.Context(), r.PathValue("name"), how)
 		return http.StatusOK, v, err
 	})
+	handle("POST /v1/index", func(r *http.Request) (int, any, error) {
+		var bytes int64
+		if err := body(r, func(o *object) { requiredSize(o, &bytes) }); err != nil {
+			return 0, nil, err
+		}
+		x, err := a.resizeIndex(r.Context(), bytes)
+		return http.StatusOK, x, err
+	})
 	mux.HandleFunc("GET /v1/volumes/{name}/export", func(w http.ResponseWriter, r *http.Request) {
 		if err := a.exportVolume(w, r); err != nil {
 			replyError(w, r, err)

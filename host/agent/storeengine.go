@@ -128,6 +128,9 @@ func (e *storeEngine) SetCompression(ctx context.Context, name string, c store.C
 	return e.st.SetCompression(ctx, name, c)
 }
 
+// ResizeIndex implements Indexer.
+func (e *storeEngine) ResizeIndex(limitBytes int64) error { return e.st.ResizeIndex(limitBytes) }
+
 func (e *storeEngine) ResizeVolume(ctx context.Context, name string, bytes int64) error {
 	return e.st.ResizeVolume(ctx, name, bytes)
 }
@@ -223,7 +226,8 @@ func (e *storeEngine) Stats() EngineStats {
 	out := EngineStats{Store: formatUUID(e.st.UUID()), Cache: e.cacheFigures(), Figures: api.Figures{
 		LogicalBytes: s.LogicalBytes, UniqueBytes: s.UniqueBytes, StoredBytes: s.StoredBytes, PendingBytes: s.PendingBytes,
 		DedupRatio: s.DedupRatio, CompressionRatio: s.CompressionRatio,
-	}, Maps: &api.Maps{Bytes: s.MapBytes, LimitBytes: s.MapLimit, Pages: s.MapPages, Resident: s.MapResident, PagesRead: s.PagesRead}}
+	}, Maps: &api.Maps{Bytes: s.MapBytes, LimitBytes: s.MapLimit, Pages: s.MapPages, Resident: s.MapResident, PagesRead: s.PagesRead},
+		Index: &api.Index{Entries: int64(s.IndexEntries), Bytes: s.IndexBytes, Sampled: s.IndexSampled, Ready: s.IndexReady}}
 	for _, d := range []struct {
 		name string
 		dev  *initiator.Device

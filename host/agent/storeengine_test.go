@@ -154,6 +154,13 @@ func TestStoreEngine(t *testing.T) {
 		if m := s.Maps; m == nil || m.LimitBytes < mib || m.Pages == 0 || m.Bytes == 0 {
 			t.Errorf("%s: maps %+v", name, m)
 		}
+		var x api.Index
+		if err := again.client.Do(ctx, "POST", "/v1/index", map[string]int64{"size_bytes": 16 << 20}, &x); err != nil || x.Bytes != 16<<20 {
+			t.Errorf("%s: index %+v, %v", name, x, err)
+		}
+		if s = again.wait(t, api.PhaseServing); s.Index == nil || s.Index.Bytes != 16<<20 || s.Index.Sampled {
+			t.Errorf("%s: index %+v", name, s.Index)
+		}
 		if s.Volumes != 3 || len(s.Paths) != 2 || s.LogicalBytes != 2*int64(len(data)) || s.UniqueBytes > int64(len(data))*11/10 {
 			t.Errorf("%s: %+v", name, s)
 		}

@@ -184,6 +184,32 @@ func (a *Agent) setCompression(ctx context.Context, name string, how store.Compr
 	return a.volume(name)
 }
 
+// The least and the greatest dedup index.
+const (
+	leastIndex = 4 << 20
+	mostIndex  = 64 << 30
+)
+
+// resizeIndex changes the memory of the dedup index until the agent ends.
+func (a *Agent) resizeIndex(ctx context.Context, bytes int64) (x *api.Index, err error) {
+	if bytes < leastIndex || bytes > mostIndex {
+		return nil, refuse(http.StatusBadRequest, "", "size_bytes: want %s to %s", api.FormatSize(leastIndex), api.FormatSize(mostIndex))
+	}
+	err = a.change(ctx, func(e Engine) error {
+		i, ok := e.(Indexer)
+		if !ok {
+			return refuse(http.StatusNotImplemented, "", "this agent's engine has no index")
+		}
+		if err := i.ResizeIndex(bytes); err != nil {
+			return err
+		}
+		x = e.Stats().Index
+		a.log.Info("dedup index has another size", "bytes", x.Bytes)
+		return nil
+	})
+	return x, err
+}
+
 func compress(ctx context.Context, e Engine, name string, how store.Compression) error {
 	c, ok := e.(Compressor)
 	if !ok {

@@ -117,6 +117,7 @@ type Status struct {
 	Figures
 	Cache    Cache  `json:"cache"`
 	Maps     *Maps  `json:"maps,omitempty"`
+	Index    *Index `json:"index,omitempty"`
 	Volumes  int    `json:"volumes"`
 	Sessions int    `json:"sessions"`
 	Paths    []Path `json:"paths"`
@@ -135,6 +136,16 @@ type Maps struct {
 	Pages      int64 `json:"pages"`
 	Resident   int64 `json:"resident_pages"`
 	PagesRead  int64 `json:"pages_read"`
+}
+
+// Index is the dedup index: Entries in Bytes of memory, the largest power of two within "memory.index". Sampled: there is no room for all
+// blocks, and of those that are old it has a sample, by which duplicates that come in runs are still found. Ready: it was filled with what was
+// there when the agent began, or when its size was changed.
+type Index struct {
+	Entries int64 `json:"entries"`
+	Bytes   int64 `json:"bytes"`
+	Sampled bool  `json:"sampled"`
+	Ready   bool  `json:"ready"`
 }
 
 // Schedule is snapshots that the agent takes by itself.

@@ -36,7 +36,59 @@ func (t *tool) hostCommand() *cobra.Command {
 			return err
 		}),
 	}
-	return group("host", "This host's agent", status)
+	return group("host", "This host's agent", status, t.hostIndex())
+}
+
+func (t *tool) hostIndex() *cobra.Command {
+	return &cobra.Command{
+		Use: "index [SIZE]", Short: "Show or resize the dedup index", Args: atMostOne,
+		Long: `Show the dedup index, or give it another size while volumes are in use. 8 bytes find a block of 4 KiB: 2 GiB
+find those of 1 TiB. A smaller one keeps a sample, by which duplicates that come in runs are still found; those that
+come alone are stored again. A new size is filled from what is stored, in the background, and holds until the
+agent ends: "memory": {"index": SIZE} in its configuration is for good.`,
+		Example: "  ledge host index\n  ledge host index 2GiB\n  ledge host index --json | jq .ready",
+		RunE: do(func(cmd *cobra.Command, args []string) error {
+			c, err := t.agent()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			var s api.Status
+			x := &api.Index{}
+			if len(args) == 0 {
+				if err = c.Do(cmd.Context(), http.MethodGet, "/v1/status", nil, &s); err == nil && s.Index == nil {
+					err = fmt.Errorf("the agent has no index: %s", s.Phase)
+				}
+				x = s.Index
+			} else {
+				n, err := api.ParseSize(args[0])
+				if err != nil {
+					return usagef("%w", err)
+				}
+				if err := c.Do(cmd.Context(), http.MethodPost, "/v1/index", map[string]int64{"size_bytes": n}, x); err != nil {
+					return explain(err)
+				}
+			}
+			if err != nil {
+				return explain(err)
+			}
+			if t.json {
+				return printJSON(t.out, x)
+			}
+			return facts(t.out, "index", indexWords(x))
+		}),
+	}
+}
+
+func indexWords(x *api.Index) string {
+	s := fmt.Sprintf("%s, %d blocks of %d", api.FormatSize(x.Bytes), x.Entries, x.Bytes/8)
+	if x.Sampled {
+		s += ", a sample of what is stored"
+	}
+	if !x.Ready {
+		s += ", still being filled"
+	}
+	return s
 }
 
 func (t *tool) printHost(s api.Status) error {
@@ -54,6 +106,9 @@ func (t *tool) printHost(s api.Status) error {
 		pairs = append(pairs,
 			"logical", api.FormatSize(s.LogicalBytes), "unique", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.UniqueBytes), s.DedupRatio),
 			"stored", fmt.Sprintf("%s (%.2f to 1)", api.FormatSize(s.StoredBytes), s.CompressionRatio), "cache", cache)
+		if s.Index != nil {
+			pairs = append(pairs, "index", indexWords(s.Index))
+		}
 		if m := s.Maps; m != nil {
 			pairs = append(pairs, "maps", fmt.Sprintf("%s of %s, %d of %d pages in memory, %d read", api.FormatSize(m.Bytes), api.FormatSize(m.LimitBytes), m.Resident, m.Pages, m.PagesRead))
 		}

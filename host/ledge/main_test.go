@@ -120,6 +120,7 @@ func TestVolumes(t *testing.T) {
 	asked := agent(t, dir, map[string]any{
 		"POST /v1/volumes": demo, "GET /v1/volumes": map[string]any{"volumes": []api.Volume{demo}}, "GET /v1/volumes/demo": demo, "POST /v1/volumes/demo/resize": demo,
 		"POST /v1/volumes/demo/compression": demo,
+		"POST /v1/index":                    api.Index{Entries: 77, Bytes: 2 << 30, Sampled: true},
 		"GET /v1/volumes/none":              &api.Error{Status: 404, Message: `no volume "none"`, Hint: "look with list"},
 		"GET /v1/status":                    api.Status{Host: "h1", Phase: api.PhaseJoining, Trouble: "no owner", Paths: []api.Path{{LUN: "store", Portal: "p:1", State: "standby"}}},
 	})
@@ -147,6 +148,11 @@ func TestVolumes(t *testing.T) {
 		{"volume delete a/../b", 0, nil, "DELETE /v1/volumes/a%2F..%2Fb"},
 		{"host status", 1, []string{"joining", "no owner", "standby", "not serving"}, "GET /v1/status"},
 		{"host status --json", 1, []string{`"phase": "joining"`}, "GET /v1/status"},
+		{"host index", 1, []string{"no index: joining"}, "GET /v1/status"},
+		{"host index 2GiB", 0, []string{"2 GiB, 77 blocks of 268435456, a sample of what is stored, still being filled"}, `POST /v1/index {"size_bytes":2147483648}`},
+		{"host index 2GiB --json", 0, []string{`"sampled": true`}, `POST /v1/index {"size_bytes":2147483648}`},
+		{"host index much", 2, []string{`"much" is no size`}, ""},
+		{"host index 1GiB 2GiB", 2, nil, ""},
 
 		{"volume create demo 16GB", 2, []string{`"16GB" is no size`, "16GiB"}, ""},
 		{"volume create demo 16gib", 2, []string{"no size"}, ""},

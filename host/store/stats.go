@@ -48,6 +48,7 @@ type Stats struct {
 	IndexEntries int
 	IndexBytes   int64
 	IndexReady   bool
+	IndexSampled bool // there was no room for all of it
 	// Since the opening: blocks found stored before, and blocks stored; segments written and
 	// freed; blocks moved by the cleaner; bytes written to the journal; lines that failed a block's checksum
 	// and read well from the shelf; blocks that could not be read; pages of maps read and written.
@@ -69,7 +70,7 @@ func (st *Store) Stats() Stats {
 		AllocatedBytes: int64(len(st.segs)+st.ckptSegments) * SegmentBytes, StoredBytes: st.ckptBytes,
 		JournalBytes: int64(st.ringSize), JournalUsedBytes: int64(st.head - st.tail),
 		CacheHits: c.cacheHits, CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.bytes(), MapLimit: st.maps.limit, MapPages: st.maps.pages, MapResident: st.maps.resident,
-		IndexEntries: st.index.Load().Len(), IndexBytes: st.index.Load().Bytes(), IndexReady: st.indexReady,
+		IndexEntries: st.index.Load().Len(), IndexBytes: st.index.Load().Bytes(), IndexSampled: st.index.Load().Forgot(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,
 		PagesRead: c.pagesRead, PagesWritten: c.pagesWritten,

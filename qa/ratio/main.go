@@ -1,7 +1,7 @@
 // Command ratio measures what the host's store makes of real data: how much of what an exact oracle finds to be duplicate it
 // finds, and what it stores against the oracle's unique blocks, compressed with the same codec in the same units.
 //
-//	go run ./qa/ratio NAME=FILE[,FILE…] …        each NAME is a store of its own; FILEs are written one after the other, as volumes
+//	go run ./qa/ratio [-index BYTES] NAME=FILE[,FILE…] …        each NAME is a store of its own; FILEs are written one after the other, as volumes
 //	qa/ratio/data.sh DIR                         makes the data of README.md in DIR
 //
 // The oracle knows every 4 KiB block that it has seen by its whole SHA-256. Blocks of zeros count for neither.
@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -25,19 +26,24 @@ import (
 )
 
 func main() {
-	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: ratio NAME=FILE[,FILE…] …")
+	index := flag.Int64("index", 0, "memory of the dedup index, bytes; 0: the store's default, 64 MiB, which finds 32 GiB of blocks")
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: ratio [-index BYTES] NAME=FILE[,FILE…] …")
+		flag.PrintDefaults()
+	}
+	if flag.Parse(); flag.NArg() == 0 || *index < 0 {
+		flag.Usage()
 		os.Exit(2)
 	}
 	fmt.Println("| data | MiB, without zeros | oracle's unique | dedup found | stored MiB | oracle's, S2 | stored/oracle | stored/data | MB/s |")
 	fmt.Println("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-	for _, arg := range os.Args[1:] {
+	for _, arg := range flag.Args() {
 		name, files, ok := strings.Cut(arg, "=")
 		if !ok {
 			fmt.Fprintf(os.Stderr, "ratio: %q: want NAME=FILE[,FILE…]\n", arg)
 			os.Exit(2)
 		}
-		r, err := measure(context.Background(), strings.Split(files, ","))
+		r, err := measure(context.Background(), *index, strings.Split(files, ","))
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "ratio: %s: %v\n", name, err)
 			os.Exit(1)
@@ -116,7 +122,7 @@ func (r result) row(name string) string {
 		float64(r.stored)/mib, float64(r.oracle)/mib, float64(r.stored)/float64(r.oracle), float64(r.stored)/float64(r.data), float64(r.data)/1e6/r.seconds)
 }
 
-func measure(ctx context.Context, files []string) (r result, err error) {
+func measure(ctx context.Context, index int64, files []string) (r result, err error) {
 	dir, err := os.MkdirTemp("", "ratio-")
 	if err != nil {
 		return r, err
@@ -136,7 +142,7 @@ func measure(ctx context.Context, files []string) (r result, err error) {
 		return r, err
 	}
 	defer segments.f.Close()
-	st, err := store.Open(ctx, store.Options{Journal: journal, Segments: segments})
+	st, err := store.Open(ctx, store.Options{Journal: journal, Segments: segments, IndexBytes: index})
 	if err != nil {
 		return r, err
 	}

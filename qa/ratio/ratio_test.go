@@ -53,7 +53,7 @@ func TestRatios(t *testing.T) {
 	if out, err := exec.Command("sh", "-c", "gzip -c "+one+" > "+archive).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	r, err := measure(t.Context(), []string{one, two})
+	r, err := measure(t.Context(), 0, []string{one, two})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestRatios(t *testing.T) {
 	if most := float64(r.oracle) * 1.1; float64(r.stored) > most {
 		t.Errorf("%d bytes stored, the oracle has %d", r.stored, r.oracle)
 	}
-	if r, err = measure(t.Context(), []string{archive}); err != nil {
+	if r, err = measure(t.Context(), 0, []string{archive}); err != nil {
 		t.Fatal(err)
 	}
 	t.Log(r.row("archive"))
