@@ -39,7 +39,7 @@ const (
 //	  "api": "run/hostd.sock",                      the operator's socket
 //	  "cache": {"path": "run/cache.img", "size": "4GiB"},   [no cache]
 //	  "journal_bytes": "256MiB", "store_bytes": "64TiB",
-//	  "memory": {"buffer": "64MiB", "map": "1GiB", "index": "64MiB", "lines": "64MiB"},
+//	  "memory": {"buffer": "64MiB", "map": "1GiB", "index": "64MiB", "lines": "64MiB"},   [64MiB, 1GiB, by the cache's size, 64MiB]
 //	  "chap": [{"initiator": "iqn…", "volumes": ["db"], "user": "…", "secret": "…",
 //	            "mutual_user": "…", "mutual_secret": "…"}],   who may use the volumes; see CHAP below [everybody]
 //	  "snapshots": [{"name": "hourly", "volumes": ["db", "db-log"], "every": "1h", "keep": 24}],   taken by themselves, of all

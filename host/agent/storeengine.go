@@ -46,7 +46,7 @@ func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (
 	}
 	opt := store.Options{
 		Journal: e.journal, Segments: e.segments, CapacityBytes: g.CapacityBytes, Logger: log.With("part", "store"),
-		BufferBytes: cfg.BufferBytes, MapBytes: cfg.MapBytes, IndexBytes: cfg.IndexBytes, LineBytes: cfg.LineBytes,
+		BufferBytes: cfg.BufferBytes, MapBytes: cfg.MapBytes, IndexBytes: indexBytes(&cfg), LineBytes: cfg.LineBytes,
 	}
 	if cfg.CachePath != "" {
 		if e.cache, err = cache.Open(ctx, cache.Options{Path: cfg.CachePath, SizeBytes: cfg.CacheBytes, Logger: log.With("part", "cache")}); err != nil {

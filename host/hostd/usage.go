@@ -36,7 +36,7 @@ Fields of the configuration, [what an absent one means]:
   api            the unix socket of the operator, for ledge [run/hostd.sock]
   cache          {"path": "…", "size": "…"}: the flash read cache, a device or a file; its content is lost [none]
   journal_bytes, store_bytes   sizes of the host's LUNs on the shelf when they are made [256MiB, 64TiB]
-  memory         {"buffer", "map", "index", "lines"}: sizes [64MiB, 1GiB, 64MiB, 64MiB]
+  memory         {"buffer", "map", "index", "lines"}: sizes [64MiB, 1GiB, by the cache's size, 64MiB]
   chap           who may use the volumes [everybody who reaches the portal]. An initiator logs in by the entry with its
                  name, or where none has it, by one without; to the volumes of the entry, or all. mutual_user and its
                  secret are what the agent proves when asked. A secret has 12 to 128 bytes, here or in a file;
