@@ -107,8 +107,15 @@ func (d *Driver) State() (State, time.Time, string) {
 }
 
 // Takeover orders this controller to become owner, and waits until it is or refuses (ErrRefused).
-func (d *Driver) Takeover(ctx context.Context) error {
-	return d.order(ctx, &order{event: Event{Kind: EvTakeover, Connected: d.o.Mirror.Connected()}, reply: make(chan error, 1)})
+func (d *Driver) Takeover(ctx context.Context) error { return d.takeover(ctx, false) }
+
+// TakeoverLosing is Takeover, and where no log is left of what the owner acknowledged it gives that up: the pool is as it was
+// destaged last, and what was acknowledged since is lost, also if the controller that has its log comes back later. Where Takeover would do,
+// it loses nothing.
+func (d *Driver) TakeoverLosing(ctx context.Context) error { return d.takeover(ctx, true) }
+
+func (d *Driver) takeover(ctx context.Context, lose bool) error {
+	return d.order(ctx, &order{event: Event{Kind: EvTakeover, Connected: d.o.Mirror.Connected(), Lose: lose}, reply: make(chan error, 1)})
 }
 
 // Create orders a new pool; spec goes to Pool.Form as it is.

@@ -144,6 +144,8 @@ type State struct {
 	// Clean: what we are about to claim was handed over, or never owned: there is nothing to replay. In HandingOver:
 	// all is destaged and closed.
 	Clean bool
+	// Lose: the operator ordered to become owner even where acknowledged writes are lost by it.
+	Lose bool
 }
 
 // Kind of an Event.
@@ -205,6 +207,7 @@ type Event struct {
 	View      View   // EvLooked
 	Result    Result // answers
 	Connected bool   // EvTakeover: the partner answers on the link
+	Lose      bool   // EvTakeover: even where acknowledged writes are lost by it
 }
 
 // Op is an action for the driver.

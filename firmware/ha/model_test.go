@@ -38,6 +38,7 @@ type ctl struct {
 	fresh   bool // as owner: acknowledges nothing before the label says that it may have
 	lost    bool // as owner: knows nothing yet, for the EvLost event
 	nobody  bool // Disown: a majority has the label, the rest is under way
+	expired bool // as owner: the lease that it had when it was fenced has run out, or it got none
 	// NVRAM
 	logID, log        uint8
 	mirEpoch, mir     uint8
@@ -55,8 +56,9 @@ type world struct {
 	ask, handed, deny [2]bool
 	linkUp            bool
 	acked, disk       uint8
+	given             uint8 // epoch whose claim gave up what was not destaged
 	// budgets
-	orders, crashes, fails, writes, cuts, wipes, creates uint8
+	orders, crashes, fails, writes, cuts, wipes, creates, loses uint8
 }
 
 func idx(c Controller) int { return int(c - A) }
@@ -118,7 +120,8 @@ func (c *checker) step(w world, i int, e Event) world {
 
 func (c *checker) checkServe(w *world, i int) {
 	if w.holder != w.c[i].st.Self {
-		return // fenced: the gate opens without a lease, and no answer leaves (gate_test.go)
+		w.c[i].expired = true // fenced: the gate opens without a lease, and no answer leaves (gate_test.go)
+		return
 	}
 	if w.c[i].log < w.acked {
 		c.t.Fatalf("controller %d serves with %d of %d acknowledged writes\n%s", i, w.c[i].log, w.acked, w)
@@ -141,7 +144,7 @@ func (w *world) mirrorTakes(i int) bool {
 
 func (w *world) canAck(i int) bool {
 	me := &w.c[i]
-	return me.up && me.st.Phase.Serves() && !me.fresh && (me.soloMem || w.mirrorTakes(i))
+	return me.up && me.st.Phase.Serves() && !me.fresh && !me.expired && (me.soloMem || w.mirrorTakes(i))
 }
 
 func (c *checker) push(w world) {
@@ -195,6 +198,13 @@ func (c *checker) expand(w world) {
 			// The order was given when the link had just gone, or was not noticed to be gone.
 			c.push(c.step(n, i, Event{Kind: EvTakeover, Connected: !(w.linkUp && w.c[1-i].up)}))
 		}
+		if w.loses > 0 && me.n == 0 {
+			for _, connected := range []bool{true, false} {
+				n := w
+				n.loses--
+				c.push(c.step(n, i, Event{Kind: EvTakeover, Connected: connected, Lose: true}))
+			}
+		}
 		if w.creates > 0 && me.n == 0 {
 			n := w
 			n.creates--
@@ -230,6 +240,13 @@ func (c *checker) deliver(w world, i int, k Kind, in func(*world) *bool) {
 	c.push(c.step(again, i, Event{Kind: k}))
 }
 
+// acknowledge: all in i's log is acknowledged. What an owner acknowledges after its successor gave up what it had is lost like that.
+func (w *world) acknowledge(i int) {
+	if uint64(w.given) <= w.c[i].st.Seen.Epoch {
+		w.acked = w.c[i].log
+	}
+}
+
 // serveSteps: what an owner does while it serves: write, record solo, resync, destage, notice the fence.
 func (c *checker) serveSteps(w world, i int) {
 	me, p := &w.c[i], &w.c[1-i]
@@ -237,7 +254,7 @@ func (c *checker) serveSteps(w world, i int) {
 	if fenced || w.l.epoch > uint8(me.st.Seen.Epoch) {
 		c.push(c.step(w, i, Event{Kind: EvLost}))
 	}
-	if w.writes > 0 {
+	if w.writes > 0 && !me.expired {
 		n := w
 		n.writes--
 		n.c[i].log++
@@ -246,11 +263,11 @@ func (c *checker) serveSteps(w world, i int) {
 			n.c[1-i].mir = n.c[i].log
 			c.push(n) // durable there, the answer was lost, or the owner is fresh
 			if !me.fresh {
-				n.acked = n.c[i].log
+				n.acknowledge(i)
 				c.push(n)
 			}
 		} else if me.soloMem {
-			n.acked = n.c[i].log
+			n.acknowledge(i)
 			c.push(n)
 		}
 	}
@@ -357,10 +374,12 @@ func (c *checker) exec(w world, i int) {
 			answer(w, EvClaimed, Conflict)
 			return
 		}
-		if me.st.Clean && w.disk < w.acked {
+		n := w
+		if me.st.Clean && me.st.Lose {
+			n.acked, n.given = min(w.acked, w.disk), w.l.epoch+1
+		} else if me.st.Clean && w.disk < w.acked {
 			c.t.Fatalf("claimed without a log, with %d of %d writes destaged\n%s", w.disk, w.acked, &w)
 		}
-		n := w
 		n.l = label{epoch: w.l.epoch + 1, owner: self, replaying: !me.st.Clean, fresh: me.st.Clean, log: w.l.epoch + 1}
 		n.c[i].logID, n.c[i].log = n.l.epoch, w.disk
 		// The claim of a replaying takeover: the mirror moves into the new epoch with the label.
@@ -405,6 +424,9 @@ func (c *checker) exec(w world, i int) {
 			return
 		}
 		w.l.replaying = false
+		if w.c[1-i].st.Phase.Serves() {
+			w.c[1-i].expired = true // Clear waits for that
+		}
 		answer(w, EvCleared, OK)
 	case Form:
 		fail(EvFormed)
@@ -492,7 +514,7 @@ func TestModel(t *testing.T) {
 	formed.c[1].mirEpoch, formed.c[1].mirComplete = 1, true
 	fresh := formed
 	fresh.l.fresh = true
-	type budget struct{ orders, crashes, fails, writes, cuts, wipes, creates uint8 }
+	type budget struct{ orders, crashes, fails, writes, cuts, wipes, creates, loses uint8 }
 	var reached [phases]bool
 	for _, test := range []struct {
 		name  string
@@ -507,6 +529,10 @@ func TestModel(t *testing.T) {
 		{"fresh", fresh, budget{orders: 1, crashes: 1, wipes: 1}},
 		{"cut link", formed, budget{orders: 1, writes: 1, cuts: 2}},
 		{"create", begin(), budget{creates: 2, crashes: 1, fails: 1}},
+		{"given up", formed, budget{loses: 1, crashes: 1, writes: 1, cuts: 1}},
+		{"given up, lost NVRAM", formed, budget{loses: 1, crashes: 1, wipes: 1}},
+		{"long: given up", formed, budget{loses: 1, orders: 1, crashes: 1, writes: 2, cuts: 1}},
+		{"long: given up, lost NVRAM", formed, budget{loses: 1, crashes: 2, writes: 1, wipes: 1, fails: 1}},
 		{"long: two crashes", formed, budget{orders: 1, crashes: 2, writes: 2, cuts: 1}},
 		{"long: crash and failure", formed, budget{orders: 1, crashes: 1, fails: 1, writes: 1, cuts: 1}},
 		{"long: two orders and a write", formed, budget{orders: 2, writes: 1}},
@@ -521,7 +547,7 @@ func TestModel(t *testing.T) {
 				t.Skip("set LEDGE_LONG=1")
 			}
 			w := test.world
-			w.orders, w.crashes, w.fails, w.writes, w.cuts, w.wipes, w.creates = test.b.orders, test.b.crashes, test.b.fails, test.b.writes, test.b.cuts, test.b.wipes, test.b.creates
+			w.orders, w.crashes, w.fails, w.writes, w.cuts, w.wipes, w.creates, w.loses = test.b.orders, test.b.crashes, test.b.fails, test.b.writes, test.b.cuts, test.b.wipes, test.b.creates, test.b.loses
 			c := &checker{t: t, seed: maphash.MakeSeed(), seen: map[uint64]struct{}{}}
 			c.run(w)
 			t.Logf("%d states", len(c.seen))

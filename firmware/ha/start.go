@@ -16,7 +16,7 @@ func (s State) starting(e Event) (State, []Action) {
 		if e.Connected {
 			return s, []Action{refuse("the pool is ours, but partner %s is alive and holds the reservation: it is in the middle of a takeover", s.Self.Partner())}
 		}
-		s.Forced, s.Ordered = true, true
+		s.Forced, s.Ordered, s.Lose = true, true, e.Lose
 		return s, do(Look)
 	}
 	return s.busy(e)
@@ -118,9 +118,9 @@ func (s State) reclaiming(e Event) (State, []Action) {
 		case Conflict:
 			return s.fenced()
 		case Unfit:
-			if s.Seen.Fresh {
-				// The log is lost, and nothing is missing without it: begin another.
-				s.Phase, s.Clean = Claiming, true
+			if s.Seen.Fresh || s.Lose {
+				// The log is lost, and nothing is missing without it, or it is given up: begin another.
+				s.Phase, s.Clean, s.Silent = Claiming, true, true
 				return s, do(Claim)
 			}
 			n, a := s.reset(Refused, "this controller's NVRAM does not hold the pool's log")
@@ -133,8 +133,9 @@ func (s State) reclaiming(e Event) (State, []Action) {
 	return s.busy(e)
 }
 
-// refused: the label names us owner, but our NVRAM lacks the log. Only a takeover by the partner helps, so we
-// hold no reservation, and look whether it came.
+// refused: the label names us owner, but our NVRAM lacks the log. A takeover by the partner helps, so we
+// hold no reservation, and look whether it came; or the operator gives up what only the log had. A partner that is there is the
+// one to order that of: it loses nothing where it has the mirror.
 func (s State) refused(e Event) (State, []Action) {
 	switch e.Kind {
 	case EvTick:
@@ -146,6 +147,10 @@ func (s State) refused(e Event) (State, []Action) {
 		}
 		return s, do(Wait)
 	case EvTakeover:
+		if e.Lose && !e.Connected {
+			s.Phase, s.Ordered, s.Lose, s.Reserved = Reclaiming, true, true, false
+			return s, do(Freeze, Reserve)
+		}
 		return s, []Action{refuse("this controller's NVRAM does not hold the pool's log; order the takeover on controller %s", s.Self.Partner())}
 	case EvCreate:
 		return s, []Action{refuse("the members carry a pool")}
@@ -153,9 +158,10 @@ func (s State) refused(e Event) (State, []Action) {
 	return s, nil
 }
 
-// opened goes on to serve, or first clears the mark that says that the partner's log is not destaged yet.
+// opened goes on to serve, or first clears the mark that says that the partner's log is not destaged yet. Who starts on a fresh label
+// may have ended between its claim over a silent partner and the end of that one's lease.
 func (s State) opened() (State, []Action) {
-	if s.Seen.Replaying || s.Silent {
+	if s.Seen.Replaying || s.Silent || s.Seen.Fresh && !s.Clean {
 		return s, do(Clear)
 	}
 	return s.serve()

@@ -19,7 +19,7 @@ func (s State) standby(e Event) (State, []Action) {
 		}
 		return s, do(Wait)
 	case EvTakeover:
-		s.Phase, s.Ordered, s.Asked = Checking, true, !e.Connected
+		s.Phase, s.Ordered, s.Asked, s.Lose = Checking, true, !e.Connected, e.Lose
 		return s, do(Look)
 	case EvCreate:
 		return s, []Action{refuse("the members carry a pool already; controller %s owns it", s.Seen.Owner)}
@@ -49,7 +49,7 @@ func (s State) checking(e Event) (State, []Action) {
 		s.Phase, s.Asked = Asking, true
 		return s, do(Ask, Wait)
 	}
-	if why := s.unfit(v); why != "" {
+	if why := s.unfit(v); why != "" && !s.Lose {
 		return s.back(why)
 	}
 	s.Phase = Fencing
@@ -107,10 +107,12 @@ func (s State) rechecking(e Event) (State, []Action) {
 		return s.back("the labels changed during the takeover")
 	}
 	s.Seen = v
-	if why := s.unfit(v); why != "" {
+	why := s.unfit(v)
+	if why != "" && !s.Lose {
 		return s.back(why)
 	}
-	s.Phase, s.Clean, s.Silent = Claiming, v.Fresh, true
+	// What is given up is not replayed in part either: a mirror that is not complete is older than what is on the members.
+	s.Phase, s.Clean, s.Silent = Claiming, v.Fresh || why != "", true
 	return s, do(Claim)
 }
 
