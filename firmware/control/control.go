@@ -28,7 +28,8 @@
 //	GET    /v1/drives         → DriveList; this controller's own ports, whoever owns the pool
 //	POST   /v1/drives/rescan  → DriveList, after a look at what is plugged in
 //	POST   /v1/drives/wipe    {path, force?} → Drive            409 a living member; reserved by others without force
-//	POST   /v1/takeover       {} or no body → Status             409 refused, with the reason
+//	POST   /v1/takeover       {lose_writes?} or no body → Status 409 refused, with the reason; lose_writes: where the log of the owner's
+//	                          newest writes is nowhere, it gives them up, and the pool is as it was destaged last
 //	PUT    /v1/hosts/{name}   {initiator, journal_bytes, store_bytes, claim} → Grant; claim: claim.go. The only answer
 //	                          with secrets in it, and only to a claim.
 //	                          idempotent: creates the host's LUNs when missing, replaces its initiator name.
@@ -252,7 +253,8 @@ type Shelf interface {
 	// WipeDrive erases the labels of a drive that is no living member, and returns what it is then.
 	WipeDrive(ctx context.Context, path string, force bool) (Drive, error)
 	CreatePool(ctx context.Context, spec PoolSpec) error
-	Takeover(ctx context.Context) error
+	// Takeover makes this controller the owner; with lose even where acknowledged writes are lost by it.
+	Takeover(ctx context.Context, lose bool) error
 	// Target is the name and all portals of both controllers that initiators should use.
 	Target() (name string, portals []string)
 	// Secrets are those of an initiator name that a claim gave.

@@ -55,7 +55,12 @@ func (f *fake) CreatePool(_ context.Context, spec PoolSpec) error {
 func (f *fake) Secrets(name string) CHAP {
 	return CHAP{User: name, Secret: "of " + name, TargetUser: "t", TargetSecret: "target's of " + name}
 }
-func (f *fake) Takeover(context.Context) error { return f.takeover }
+func (f *fake) Takeover(_ context.Context, lose bool) error {
+	if lose {
+		return fmt.Errorf("%w: losing", ErrConflict)
+	}
+	return f.takeover
+}
 func (f *fake) Target() (string, []string)     { return "iqn.x", []string{"127.0.0.1:3260"} }
 func (f *fake) LUNs() []LUN                    { return f.luns }
 func (f *fake) Hosts() []Host                  { return f.hosts }
@@ -154,6 +159,8 @@ func TestRequests(t *testing.T) {
 		{name: "too large", method: "POST", path: "/v1/luns", body: big, code: 413, says: "65536"},
 		{name: "takeover", method: "POST", path: "/v1/takeover", code: 200},
 		{name: "takeover refused", method: "POST", path: "/v1/takeover", setup: func(f *fake) { f.takeover = fmt.Errorf("%w: mirror is stale", ErrConflict) }, code: 409, says: "stale"},
+		{name: "takeover that loses", method: "POST", path: "/v1/takeover", body: `{"lose_writes":true}`, code: 409, says: "losing"},
+		{name: "takeover that does not know", method: "POST", path: "/v1/takeover", body: `{"lose":true}`, code: 400, says: "lose"},
 		{name: "takeover fails", method: "POST", path: "/v1/takeover", setup: func(f *fake) { f.takeover = errors.New("boom") }, code: 500},
 		{name: "host", method: "PUT", path: "/v1/hosts/h1", body: host, code: 200},
 		{name: "host on standby", method: "PUT", path: "/v1/hosts/h1", body: host, setup: func(f *fake) { f.standby = true }, code: 409, says: "controller A"},

@@ -29,11 +29,13 @@ func (s *Server) status(r *http.Request) Status {
 }
 
 func (s *Server) postTakeover(r *http.Request) (int, any, error) {
-	var req struct{}
+	var req struct {
+		LoseWrites bool `json:"lose_writes"`
+	}
 	if err := decode(r, &req, true); err != nil {
 		return 0, nil, err
 	}
-	if err := s.o.Shelf.Takeover(r.Context()); err != nil {
+	if err := s.o.Shelf.Takeover(r.Context(), req.LoseWrites); err != nil {
 		return 0, nil, err
 	}
 	return http.StatusOK, s.status(r), nil

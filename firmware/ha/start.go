@@ -151,7 +151,8 @@ func (s State) refused(e Event) (State, []Action) {
 			s.Phase, s.Ordered, s.Lose, s.Reserved = Reclaiming, true, true, false
 			return s, do(Freeze, Reserve)
 		}
-		return s, []Action{refuse("this controller's NVRAM does not hold the pool's log; order the takeover on controller %s", s.Self.Partner())}
+		return s, []Action{refuse("this controller's NVRAM does not hold the pool's log; order the takeover on controller %s; if that one is gone for good, 'ledge shelf takeover %s --lose-writes' here gives up what only the lost log had",
+			s.Self.Partner(), s.Self)}
 	case EvCreate:
 		return s, []Action{refuse("the members carry a pool")}
 	}

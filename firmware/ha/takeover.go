@@ -124,9 +124,9 @@ func (s State) unfit(v View) string {
 	case v.Solo:
 		return staleReason(s.Self, v)
 	case v.Replaying:
-		return "controller " + v.Owner.String() + " had not finished its own takeover: only it has the log; start controller " + v.Owner.String() + " again"
+		return "controller " + v.Owner.String() + " had not finished its own takeover: only it has the log; start controller " + v.Owner.String() + " again" + giveUp(s.Self)
 	case !v.Mirror:
-		return "mirror is stale: controller " + s.Self.String() + "'s NVRAM does not hold a complete mirror of the owner's log; start controller " + v.Owner.String() + " again and wait for in-sync"
+		return "mirror is stale: controller " + s.Self.String() + "'s NVRAM does not hold a complete mirror of the owner's log; start controller " + v.Owner.String() + " again and wait for in-sync" + giveUp(s.Self)
 	}
 	return ""
 }

@@ -154,7 +154,12 @@ func (a *api) CreatePool(ctx context.Context, spec control.PoolSpec) error {
 	return err
 }
 
-func (a *api) Takeover(ctx context.Context) error { return a.explain(a.driver.Takeover(ctx)) }
+func (a *api) Takeover(ctx context.Context, lose bool) error {
+	if lose {
+		return a.explain(a.driver.TakeoverLosing(ctx))
+	}
+	return a.explain(a.driver.Takeover(ctx))
+}
 
 // explain turns the driver's answers into the API's.
 func (a *api) explain(err error) error {

@@ -247,6 +247,12 @@ func TestShelf(t *testing.T) {
 	if code, out, errs = ledge("shelf", "takeover"); code != 0 || !strings.Contains(out, "controller B owns the pool at epoch 7") || fmt.Sprint(posted) != "[B/v1/takeover]" {
 		t.Fatalf("code %d, posted %v: %s%s", code, posted, out, errs)
 	}
+	if code, out, errs = ledge("shelf", "takeover", "B", "--lose-writes"); code != 2 || !strings.Contains(errs, "nothing was done") || len(posted) != 1 {
+		t.Fatalf("code %d, posted %v: %s%s", code, posted, out, errs)
+	}
+	if code, out, errs = ledge("shelf", "takeover", "B", "--lose-writes", "--yes"); code != 0 || !strings.Contains(errs, "scrub") || len(posted) != 2 {
+		t.Fatalf("code %d, posted %v: %s%s", code, posted, out, errs)
+	}
 	refuse = true
 	if code, out, errs = ledge("shelf", "takeover", "A"); code != 1 || !strings.Contains(errs, "controller A: the mirror is stale") || !strings.Contains(errs, "→ start controller A") {
 		t.Fatalf("code %d: %s%s", code, out, errs)

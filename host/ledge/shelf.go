@@ -164,12 +164,19 @@ func linkLine(st *api.Shelf) string {
 }
 
 func (t *tool) shelfTakeover() *cobra.Command {
-	return &cobra.Command{
+	var lose, yes bool
+	cmd := &cobra.Command{
 		Use: "takeover [A|B]", Short: "Make a controller the owner of the pool",
 		Long: `Make a controller the owner: it fences the other, replays the mirrored log, and serves.
 Without a name it is the one standby that answers. A controller whose mirror is stale
-refuses, and says what to do.`,
-		Example: "  ledge shelf takeover       # the standby\n  ledge shelf takeover B",
+refuses, and says what to do.
+
+With --lose-writes it becomes owner even then: for a shelf whose owner was alone when its NVRAM
+broke. What was acknowledged and not yet destaged to the drives is lost for good, also if a
+controller with its log comes back later. Bring that one back instead, if there is a way. Hosts find
+some of their newest writes gone and others there: check file systems before use. Where nothing needs
+to be lost, nothing is.`,
+		Example: "  ledge shelf takeover       # the standby\n  ledge shelf takeover B\n  ledge shelf takeover B --lose-writes",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 || len(args) == 1 && args[0] != "A" && args[0] != "B" {
 				return usagef("'ledge shelf takeover' takes A or B, not %q", args)
@@ -199,9 +206,22 @@ refuses, and says what to do.`,
 			if s := list[chosen]; s.Status == nil {
 				return hinted{fmt.Errorf("controller %s does not answer: %s", c.Name, s.Error), "start it, then ask again"}
 			}
-			return t.command(cmd, c, "/v1/takeover", struct{}{}, "controller %s owns the pool at epoch %d\n")
+			if !lose {
+				return t.command(cmd, c, "/v1/takeover", struct{}{}, "controller %s owns the pool at epoch %d\n")
+			}
+			if err := t.confirm(cmd, yes, "--lose-writes loses what was acknowledged and is in no NVRAM that this shelf still has", "lose-writes"); err != nil {
+				return err
+			}
+			if err := t.command(cmd, c, "/v1/takeover", map[string]bool{"lose_writes": true}, "controller %s owns the pool at epoch %d\n"); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "→ 'ledge array scrub start' looks through all stripes; check the hosts' file systems before they are used")
+			return nil
 		}),
 	}
+	cmd.Flags().BoolVar(&lose, "lose-writes", false, "become owner even where acknowledged writes are lost by it")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
 }
 
 // command POSTs to one controller and prints its new status.

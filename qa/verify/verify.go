@@ -256,6 +256,29 @@ func (w *Writer) ReadOne(ctx context.Context, dev Device) error {
 	return errors.New("verify: nothing was acknowledged yet")
 }
 
+// GiveUp is for after acknowledged writes were given up: it reads the whole region and takes what is there for what must be there from now
+// on. Each block must be zeros, or whole and of a write of this Writer to it; lost counts those that are older than what was acknowledged.
+// No Run may be under way.
+func (w *Writer) GiveUp(ctx context.Context, dev Device) (lost int, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := make([]byte, BlockBytes)
+	for i := range w.blocks {
+		if err := dev.ReadAt(ctx, p, w.opts.Offset+int64(i)*BlockBytes); err != nil {
+			return lost, fmt.Errorf("verify: read of block %d: %w", w.first+int64(i), err)
+		}
+		seq, err := decode(p, w.opts.Seed, uint64(w.first)+uint64(i))
+		if err != nil {
+			return lost, fmt.Errorf("verify: block %d: %w", w.first+int64(i), err)
+		}
+		if seq < w.blocks[i].acked {
+			lost++
+		}
+		w.blocks[i] = state{acked: seq}
+	}
+	return lost, nil
+}
+
 func (w *Writer) settle(i int, p []byte) (uint64, error) {
 	b := &w.blocks[i]
 	addr := uint64(w.first) + uint64(i)

@@ -1,0 +1,84 @@
+package shelf
+
+import (
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// An owner that is alone loses its NVRAM: what it acknowledged and did not destage is nowhere. Both controllers refuse, and say how
+// an operator gives that up; then the pool serves what is on the members, which is whole blocks of what was written, and goes on as
+// before: the other one follows, is in sync, and takes over. That is ordered of the partner, which has an old mirror, and of the owner, whose
+// partner is gone.
+func TestGiveUpWrites(t *testing.T) {
+	for _, who := range []string{"B", "A"} {
+		t.Run("by "+who, func(t *testing.T) {
+			r := start(t)
+			rng := rand.New(rand.NewPCG(7, uint64(who[0])))
+			for round := range 3 {
+				r.write()
+				r.inSync("A")
+				r.more(300)
+				r.Kill("B")
+				r.more(200)
+				time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond) // destage is under way at times
+				r.Kill("A")
+				r.rest()
+				if err := os.Remove(r.NVRAM("A")); err != nil {
+					t.Fatal(err)
+				}
+				if who == "B" {
+					r.up("A", "B")
+				} else {
+					r.up("A")
+				}
+				for _, c := range []string{who, "A"} {
+					r.standby(c)
+					deadline := time.Now().Add(20 * time.Second)
+					for { // until it has looked at the members, and at its NVRAM
+						_, err := r.Call(r.ctx, c, "POST", "/v1/takeover", nil, nil)
+						if err == nil {
+							t.Fatalf("controller %s took over without the log", c)
+						}
+						if strings.Contains(err.Error(), "--lose-writes") {
+							break
+						}
+						if time.Now().After(deadline) {
+							t.Fatal(err)
+						}
+						time.Sleep(100 * time.Millisecond)
+					}
+				}
+				if who == "B" {
+					r.must(r.Wait(r.ctx, "A", "connected", func(st Status) bool { return st.Partner.Connected }))
+					if _, err := r.Call(r.ctx, "A", "POST", "/v1/takeover", map[string]bool{"lose_writes": true}, nil); err == nil {
+						t.Fatal("controller A gave up what its partner may have")
+					}
+				}
+				r.call(who, "POST", "/v1/takeover", map[string]bool{"lose_writes": true})
+				r.owner(who)
+				lost, err := r.w.GiveUp(r.ctx, r.dev)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("round %d: %d blocks are older than what was acknowledged", round, lost)
+				if who == "A" {
+					r.up("B")
+				}
+				r.write()
+				r.more(100)
+				r.inSync(who)
+				r.more(100)
+				r.check("writes after others were given up")
+				if who == "B" {
+					r.call("A", "POST", "/v1/takeover", nil)
+					r.inSync("A")
+					r.check("taken over again")
+				}
+			}
+			r.call("A", "POST", "/v1/array/scrub", map[string]string{"action": "start"})
+		})
+	}
+}
