@@ -61,10 +61,10 @@ func (f *fake) Takeover(_ context.Context, lose bool) error {
 	}
 	return f.takeover
 }
-func (f *fake) Target() (string, []string)     { return "iqn.x", []string{"127.0.0.1:3260"} }
-func (f *fake) LUNs() []LUN                    { return f.luns }
-func (f *fake) Hosts() []Host                  { return f.hosts }
-func (f *fake) Deleting() []LUN                { return []LUN{{Name: "old", State: "deleting"}} }
+func (f *fake) Target() (string, []string) { return "iqn.x", []string{"127.0.0.1:3260"} }
+func (f *fake) LUNs() []LUN                { return f.luns }
+func (f *fake) Hosts() []Host              { return f.hosts }
+func (f *fake) Deleting() []LUN            { return []LUN{{Name: "old", State: "deleting"}} }
 
 func (f *fake) CreateLUN(_ context.Context, s LUNSpec) (LUN, error) {
 	if f.full {

@@ -23,7 +23,7 @@
 // snapshots and clones until one of them is written there. MapBytes of them are in memory, at least 64 pages, and for a moment
 // what one record changes; what is not there costs one read more. 64 bytes of each page are always
 // in memory: 32 MiB for each TiB of a volume; where that is more than three quarters of MapBytes, it is on top. Index: 8 bytes for each
-// stored block; beyond IndexBytes it forgets. Segment numbers: 2^28, or what the segment LUN holds.
+// stored block; beyond IndexBytes it keeps a sample (package dedup), beside which near.go finds the rest of a run. Segment numbers: 2^28, or what the segment LUN holds.
 //
 // A page that the shelf cannot give back is ErrMediumRead for who reads its blocks; the packer, when it must change such a page,
 // stops the store: it cannot know what it would lose.
@@ -101,6 +101,11 @@
 // whole. A page is a stored block, so the caches, the checksum and the cleaner's rule (a segment goes when nothing
 // in it counts) are those of data. The list of pages stays in memory and is written whole, 13 bytes a page or less: a third
 // level would make a checkpoint of 100 TiB cheaper, and every lookup dearer.
+//
+// 2026-11-28. An index that is too small for all blocks is a sample of them, and the tables of segments that had hits lately are looked in for
+// what it does not know. Ten root file systems with room for a tenth of their blocks: 99.98 % of the duplicates are found,
+// before it was 11 %, which is what an index that forgets at random finds. A full index of 4 bytes a block would
+// find duplicates that come alone, too, but 1 TB of blocks needs 1 GB of it, and 8 TB 8.
 //
 // 2026-11-28. A record's checksum is XXH3-64 and no CRC. A block that ends in the CRC-32C of the rest of it, as those of ext4's
 // directories do, brings the register of a CRC-32C to a state that does not depend on the block. So a record whose header had
