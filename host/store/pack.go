@@ -251,6 +251,9 @@ func (st *Store) findDuplicates(ctx context.Context, items []packItem, fps []ded
 		d := shorten(&fps[i])
 		if at := st.near.find(&d, st.usable); at != 0 {
 			items[i].place = st.whereIs(at)
+			st.mu.Lock()
+			st.counters.beside++
+			st.mu.Unlock()
 		}
 	}
 	return nil

@@ -152,7 +152,7 @@ func (s *simSums) add(what string, n int64) {
 	s.of[what] += n
 }
 
-var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "power cuts", "cuts in opening",
+var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "duplicates beside another", "power cuts", "cuts in opening",
 	"segments replayed", "segments of the cleaner replayed", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found",
 	"pages read", "pages written", "pages written again", "pages of deleted volumes read"}
 
@@ -160,7 +160,7 @@ var simMust = []string{"segments written", "segments freed", "blocks moved", "ch
 func (s *simulation) take(st *Store) {
 	c := &st.counters
 	for what, n := range map[string]int64{"segments written": c.segmentsWritten, "segments freed": c.segmentsFreed, "blocks moved": c.blocksMoved,
-		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "segments replayed": c.replayedSegments,
+		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "duplicates beside another": c.beside, "segments replayed": c.replayedSegments,
 		"segments of the cleaner replayed": c.replayedMoved, "records replayed": c.replayedRecords, "bad lines found": c.badLines,
 		"pages read": c.pagesRead, "pages written": c.pagesWritten, "pages written again": c.pagesAgain, "pages of deleted volumes read": c.latePages} {
 		s.sums.add(what, n)
@@ -223,6 +223,9 @@ func simulate(t *testing.T, seed uint64, sums *simSums) {
 	}
 	if rng.IntN(2) == 0 {
 		s.opt.MapBytes = 1 + rng.Int64N(40*pageBytes) // what is little for the maps
+	}
+	if seed%3 == 0 {
+		s.opt.IndexBytes = 1 << 11 // room for 256 of the contents
 	}
 	if rng.IntN(2) == 0 {
 		s.opt.Cache = &lyingCache{lines: map[lineKey][]byte{}, rng: rand.New(rand.NewPCG(seed, 3)), sums: sums}

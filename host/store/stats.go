@@ -10,6 +10,7 @@ import (
 // counters only grow; they begin with the opening of the store. Guarded by Store.mu.
 type counters struct {
 	duplicates, uniques    int64
+	beside                 int64 // of the duplicates, found by the table of a segment that had another
 	segmentsWritten        int64
 	segmentsFreed          int64
 	blocksMoved            int64
@@ -53,6 +54,7 @@ type Stats struct {
 	// freed; blocks moved by the cleaner; bytes written to the journal; lines that failed a block's checksum
 	// and read well from the shelf; blocks that could not be read; pages of maps read and written.
 	Duplicates, Uniques, SegmentsWritten, SegmentsFreed, BlocksMoved, Checkpoints, JournalWritten, BadLines, BadBlocks int64
+	Beside                                                                                                             int64 // of Duplicates, by what lies beside another
 	PagesRead, PagesWritten                                                                                            int64
 	// Full says that the shelf refused a segment for lack of space, and writes are refused.
 	Full bool
@@ -73,7 +75,7 @@ func (st *Store) Stats() Stats {
 		IndexEntries: st.index.Load().Len(), IndexBytes: st.index.Load().Bytes(), IndexSampled: st.index.Load().Forgot(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,
-		PagesRead: c.pagesRead, PagesWritten: c.pagesWritten,
+		Beside: c.beside, PagesRead: c.pagesRead, PagesWritten: c.pagesWritten,
 		Full: st.full, Epoch: st.epoch, Fingerprint: st.hasher.Engine().String(),
 	}
 	for _, g := range st.segs {
