@@ -55,11 +55,12 @@ guest: packages image ## a stock Linux host in QEMU (open-iscsi, multipath, fio,
 conformance: packages ## libiscsi's and our own conformance tests against the target engine
 	$(GO) test -count=1 -timeout 20m ./qa/conformance/...
 
-bench: packages ## the tables of speeds: targets against tgtd, gotgt and a loopback floor; storage against bare programs
+bench: packages ## the tables of speeds: targets against tgtd, gotgt and a loopback floor; storage against bare programs; volumes against qcow2
 	@{ test -e /usr/include/iscsi/iscsi.h && command -v gcc >/dev/null; } || \
 	  apt-get -o DPkg::Lock::Timeout=400 -qq -y --no-install-recommends install gcc libc6-dev libiscsi-dev
 	$(GO) run ./qa/bench
 	$(GO) run ./qa/bench/storage
+	$(GO) run ./qa/bench/volumes
 
 sim: ## simulation of power cuts, drives, links and takeovers: SEEDS (20000, as make test has) from FIRST (1) on
 	$(GO) test -count=1 -timeout 0 -v ./qa/sim -args -seeds $(or $(SEEDS),20000) -first $(or $(FIRST),1)
