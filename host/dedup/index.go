@@ -20,6 +20,10 @@ type Ref struct {
 	Slot    uint16
 }
 
+func (r Ref) valid() bool {
+	return r.Segment != 0 && r.Segment < 1<<SegmentBits && r.Slot < 1<<SlotBits
+}
+
 // Index is a fixed-size table fingerprint → Ref, in buckets of one cache line. A full bucket
 // forgets one of its entries for a new one: a forgotten entry costs space (a block stored
 // twice), never truth.
@@ -80,7 +84,7 @@ func (x *Index) Lookup(fp *Fingerprint) (Ref, bool) {
 
 // Insert remembers that fp is stored at r, in place of what was known of fp before.
 func (x *Index) Insert(fp *Fingerprint, r Ref) error {
-	if r.Segment == 0 || r.Segment >= 1<<SegmentBits || r.Slot >= 1<<SlotBits {
+	if !r.valid() {
 		return ErrRef
 	}
 	x.mu.Lock()
@@ -109,7 +113,7 @@ func (x *Index) Insert(fp *Fingerprint, r Ref) error {
 // Hint is Insert for what is older than what the index has: that stays, and of a full bucket an entry goes only if its level is
 // below that of fp.
 func (x *Index) Hint(fp *Fingerprint, r Ref) error {
-	if r.Segment == 0 || r.Segment >= 1<<SegmentBits || r.Slot >= 1<<SlotBits {
+	if !r.valid() {
 		return ErrRef
 	}
 	x.mu.Lock()

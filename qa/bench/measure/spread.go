@@ -1,6 +1,9 @@
 package measure
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // A Spread is the median of some measurements, and their least and greatest.
 type Spread struct {
@@ -33,3 +36,14 @@ func Ratios(a, b []float64) []float64 {
 
 // Disturbance is the share of a core from which others, or the host, disturb a measurement.
 const Disturbance = .1
+
+// Number is a figure of a table, with three digits or more.
+func Number(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}

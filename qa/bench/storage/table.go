@@ -25,9 +25,9 @@ func table(w io.Writer, r Report) {
 	for _, f := range r.Figures {
 		cost := "–"
 		if len(f.Cost) > 0 {
-			cost = number(measure.SpreadOf(f.Cost).Median)
+			cost = measure.Number(measure.SpreadOf(f.Cost).Median)
 		}
-		fmt.Fprintf(w, "| %s | %s | **%s** | %s–%s | %s | %s |\n", f.Bed, f.Name, number(f.Value.Median), number(f.Value.Min), number(f.Value.Max), f.Unit, cost)
+		fmt.Fprintf(w, "| %s | %s | **%s** | %s–%s | %s | %s |\n", f.Bed, f.Name, measure.Number(f.Value.Median), measure.Number(f.Value.Min), measure.Number(f.Value.Max), f.Unit, cost)
 	}
 	met := 0
 	for _, v := range r.Verdicts {
@@ -55,14 +55,4 @@ func (v Verdict) String() string {
 		s += "; " + v.Note
 	}
 	return s
-}
-
-func number(v float64) string {
-	switch {
-	case v >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
 }

@@ -187,20 +187,10 @@ func printTable(figures map[string]map[string][]float64) {
 				fmt.Print(" – |")
 				continue
 			}
-			fmt.Printf(" %s |", number(measure.SpreadOf(f[r.figure]).Median))
+			fmt.Printf(" %s |", measure.Number(measure.SpreadOf(f[r.figure]).Median))
 		}
 		fmt.Println()
 	}
-}
-
-func number(v float64) string {
-	switch {
-	case v >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
 }
 
 // disk is what a contestant serves. Any number of calls at a time; offsets and lengths are multiples of 4 KiB.
