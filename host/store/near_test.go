@@ -36,7 +36,7 @@ func TestIndexTooSmall(t *testing.T) {
 		}
 	}
 	found("runs", 0.95, 1, 0, 2, run)
-	found("blocks alone", 0.02, 0.6, 77, 3, 1)
+	found("blocks alone", 0.02, 1, 77, 3, 1)
 	st.stop()
 	st = open(t, o)
 	v = volume(t, st, "a")

@@ -257,26 +257,35 @@ func (w *Writer) ReadOne(ctx context.Context, dev Device) error {
 }
 
 // GiveUp is for after acknowledged writes were given up: it reads the whole region and takes what is there for what must be there from now
-// on. Each block must be zeros, or whole and of a write of this Writer to it; lost counts those that are older than what was acknowledged.
-// No Run may be under way.
-func (w *Writer) GiveUp(ctx context.Context, dev Device) (lost int, err error) {
+// on. Each block must be zeros, or whole and of a write of this Writer to it, or answer with an error and take a new write; lost counts
+// those that are older than what was acknowledged, unreadable those with an error. No Run may be under way.
+func (w *Writer) GiveUp(ctx context.Context, dev Device) (lost, unreadable int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p := make([]byte, BlockBytes)
 	for i := range w.blocks {
-		if err := dev.ReadAt(ctx, p, w.opts.Offset+int64(i)*BlockBytes); err != nil {
-			return lost, fmt.Errorf("verify: read of block %d: %w", w.first+int64(i), err)
+		off, addr := w.opts.Offset+int64(i)*BlockBytes, uint64(w.first)+uint64(i)
+		if err := dev.ReadAt(ctx, p, off); err != nil {
+			if ctx.Err() != nil {
+				return lost, unreadable, fmt.Errorf("verify: read of block %d: %w", addr, err)
+			}
+			unreadable++
+			w.seq++
+			encode(p, w.opts.Seed, addr, w.seq)
+			if err := dev.WriteAt(ctx, p, off); err != nil {
+				return lost, unreadable, fmt.Errorf("verify: write of block %d, which cannot be read: %w", addr, err)
+			}
 		}
-		seq, err := decode(p, w.opts.Seed, uint64(w.first)+uint64(i))
+		seq, err := decode(p, w.opts.Seed, addr)
 		if err != nil {
-			return lost, fmt.Errorf("verify: block %d: %w", w.first+int64(i), err)
+			return lost, unreadable, fmt.Errorf("verify: block %d: %w", addr, err)
 		}
 		if seq < w.blocks[i].acked {
 			lost++
 		}
 		w.blocks[i] = state{acked: seq}
 	}
-	return lost, nil
+	return lost, unreadable, nil
 }
 
 func (w *Writer) settle(i int, p []byte) (uint64, error) {
