@@ -2,6 +2,7 @@ package raid_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/bits"
 	"testing"
@@ -161,6 +162,67 @@ func TestLostOnSeveral(t *testing.T) {
 		b.scrubClean()
 		b.a.Close()
 	})
+}
+
+// An update of which some strips landed, and whose image is lost with the log (an operator gave it up): what is read is old or new, each block for
+// itself, or an error, and never anything else; a new write of a block succeeds, as a loss where it must, and a full write heals all.
+func TestHalfAnUpdate(t *testing.T) {
+	for landed := range 1 << 5 {
+		b := newBed(t, 6, raid.Options{K: 3, M: 2}, 10)
+		b.fillAll()
+		old := bytes.Clone(b.want[0])
+		for strip := range 5 {
+			if landed>>strip&1 == 0 {
+				d, _ := b.where(0, strip, 0)
+				d.Once(1000, raidtest.Lose)
+			}
+		}
+		b.update(0, 3, 35, 67)
+		for strip := range 5 {
+			d, _ := b.where(0, strip, 0)
+			d.OnWrite(nil)
+		}
+		b.cold()
+		look := func(what string) (unreadable int) {
+			for n := range b.blocks() {
+				at := n * raid.BlockBytes
+				p, err := b.read(0, n, 1)
+				switch {
+				case errors.Is(err, raid.ErrUnrecoverable):
+					unreadable++
+				case err != nil:
+					t.Fatal(err)
+				case !bytes.Equal(p, b.want[0][at:at+raid.BlockBytes]) && !bytes.Equal(p, old[at:at+raid.BlockBytes]):
+					t.Errorf("strips %05b landed, %s: block %d holds something else", landed, what, n)
+				}
+			}
+			return unreadable
+		}
+		unreadable := look("at once")
+		fresh := b.random(1)
+		b.gen++
+		write := []raid.BlockWrite{{Block: 40, Data: fresh}}
+		u, err := b.a.PrepareUpdate(ctx, 0, b.gen, write)
+		if errors.Is(err, raid.ErrUnrecoverable) && unreadable > 0 {
+			u, err = b.a.PrepareLoss(ctx, 0, b.gen, write, raid.LossSpec{})
+		}
+		if err == nil {
+			err = b.a.Apply(ctx, u)
+		}
+		if err != nil {
+			t.Fatalf("strips %05b landed: a new write: %v", landed, err)
+		}
+		u.Release()
+		copy(b.want[0][40*raid.BlockBytes:], fresh)
+		b.check(0, 40, 1)
+		if after := look("after a new write"); after > unreadable {
+			t.Errorf("strips %05b landed: %d blocks cannot be read, then %d", landed, unreadable, after)
+		}
+		b.fill(0)
+		b.checkAll()
+		b.scrubClean()
+		b.a.Close()
+	}
 }
 
 // Rot in any block of any strip, checksum blocks included, is never returned; the strip is repaired in place; and
