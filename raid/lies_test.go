@@ -199,6 +199,24 @@ func TestHalfAnUpdate(t *testing.T) {
 			return unreadable
 		}
 		unreadable := look("at once")
+		c := b.clone()
+		r, err := c.a.ScrubAll(ctx, raid.ScrubOptions{AcceptOld: true})
+		if err != nil || r.Lost != 0 {
+			t.Fatalf("strips %05b landed, accepted: %+v, %v", landed, r, err)
+		}
+		for n := range c.blocks() {
+			p, err := c.read(0, n, 1)
+			if at := n * raid.BlockBytes; err != nil || !bytes.Equal(p, b.want[0][at:at+raid.BlockBytes]) && !bytes.Equal(p, old[at:at+raid.BlockBytes]) {
+				t.Errorf("strips %05b landed, accepted: block %d holds something else, %v", landed, n, err)
+			}
+			copy(c.want[0][n*raid.BlockBytes:], p)
+		}
+		c.scrubClean()
+		c.gen++
+		c.update(0, 3, 40, 70)
+		c.cold(0, 3) // two members missing
+		c.checkAll()
+		c.a.Close()
 		fresh := b.random(1)
 		b.gen++
 		write := []raid.BlockWrite{{Block: 40, Data: fresh}}

@@ -147,6 +147,9 @@ type ScrubOptions struct {
 	Used func(stripe uint64) bool
 	// Workers is how many chunks are verified at once. [2]
 	Workers int
+	// AcceptOld is for after a log was given up: where a stripe's strips are of before and after an update, more of them than parity stands for,
+	// they are accepted as they are (accept.go). It makes old data of what may be lost writes of drives.
+	AcceptOld bool
 }
 
 // MaxScrubList bounds ScrubReport.Unrecoverable.

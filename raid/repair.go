@@ -2,6 +2,7 @@ package raid
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 )
@@ -53,7 +54,10 @@ func (a *Array) repairQuietly(stripe uint64) {
 	}
 }
 
-func (a *Array) repair(stripe uint64) (ScrubResult, error) {
+func (a *Array) repair(stripe uint64) (ScrubResult, error) { return a.repairAs(stripe, false) }
+
+// repairAs with acceptOld: see accept.go.
+func (a *Array) repairAs(stripe uint64, acceptOld bool) (ScrubResult, error) {
 	defer a.stripes.lock(stripe)()
 	var r ScrubResult
 	v := a.newView(stripe)
@@ -73,6 +77,9 @@ func (a *Array) repair(stripe uint64) (ScrubResult, error) {
 	v.classify(&r)
 	if err != nil {
 		a.cache.put(stripe, nil)
+		if acceptOld && r.Stale > 0 && errors.Is(err, ErrUnrecoverable) {
+			return a.accept(v, r, err)
+		}
 		return r, err
 	}
 	r.Lost = v.lostBlocks()

@@ -273,7 +273,7 @@ type Storage interface {
 	Pool(ctx context.Context) (PoolInfo, error)
 	Array(ctx context.Context) (ArrayInfo, error)
 	SetWarnPercent(ctx context.Context, percent int) error
-	// Scrub does "start", "pause" or "stop".
+	// Scrub does "start", "start accepting old", "pause" or "stop".
 	Scrub(ctx context.Context, what string) error
 	// Drain, Grow, ReplaceMember and ReaddMember begin tasks.
 	Drain(ctx context.Context) (Task, error)

@@ -170,10 +170,14 @@ func (s *Server) getArray(r *http.Request) (int, any, error) {
 
 func (s *Server) postScrub(r *http.Request) (int, any, error) {
 	var req struct {
-		Action string `json:"action"`
+		Action    string `json:"action"`
+		AcceptOld bool   `json:"accept_old"`
 	}
 	if err := decode(r, &req, false); err != nil {
 		return 0, nil, err
+	}
+	if req.AcceptOld && req.Action != "start" {
+		return 0, nil, fmt.Errorf("%w: accept_old is of start alone", ErrInvalid)
 	}
 	if req.Action != "start" && req.Action != "pause" && req.Action != "stop" {
 		return 0, nil, fmt.Errorf("%w: action %q: start, pause or stop", ErrInvalid, clip(req.Action))
@@ -181,6 +185,9 @@ func (s *Server) postScrub(r *http.Request) (int, any, error) {
 	st, err := s.o.Shelf.Storage()
 	if err != nil {
 		return 0, nil, err
+	}
+	if req.AcceptOld {
+		req.Action = "start accepting old"
 	}
 	if err := st.Scrub(r.Context(), req.Action); err != nil {
 		return 0, nil, err

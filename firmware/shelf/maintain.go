@@ -220,6 +220,7 @@ type maintainer struct {
 	failedTask Task
 	nudge      bool // the running task shall look at once
 	scrub      scrubMark
+	acceptOld  bool // of the pass
 }
 
 // sample is how far a task was.

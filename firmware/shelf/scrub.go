@@ -181,8 +181,17 @@ func (p *Pool) orderScrub(ctx context.Context, change func(s *scrubMark) bool) e
 }
 
 // StartScrub begins a pass now, or goes on with one that is paused. ErrScrubState when one runs.
-func (p *Pool) StartScrub(ctx context.Context) error {
+func (p *Pool) StartScrub(ctx context.Context) error { return p.startScrub(ctx, false) }
+
+// StartScrubAcceptingOld is StartScrub after a log was given up: raid.ScrubOptions.AcceptOld. That holds until the pass ends or this
+// controller does.
+func (p *Pool) StartScrubAcceptingOld(ctx context.Context) error { return p.startScrub(ctx, true) }
+
+func (p *Pool) startScrub(ctx context.Context, acceptOld bool) error {
 	return p.orderScrub(ctx, func(s *scrubMark) bool {
+		if s.state != scrubMarkRunning {
+			p.keeper.acceptOld = acceptOld
+		}
 		switch s.state {
 		case scrubMarkIdle:
 			p.keeper.newPass()
@@ -212,7 +221,7 @@ func (p *Pool) StopScrub(ctx context.Context) error {
 		if s.state == scrubMarkIdle {
 			return false
 		}
-		s.state, s.position, s.base = scrubMarkIdle, 0, p.keeper.unix()
+		s.state, s.position, s.base, p.keeper.acceptOld = scrubMarkIdle, 0, p.keeper.unix(), false
 		return true
 	})
 }
@@ -223,7 +232,7 @@ func (m *maintainer) scrubPass(ctx context.Context, w work) (err error) {
 	if m.scrub.state == scrubMarkIdle {
 		m.newPass()
 	}
-	from, began := m.scrub.position, m.scrub.began
+	from, began, acceptOld := m.scrub.position, m.scrub.began, m.acceptOld
 	m.mu.Unlock()
 	defer func() {
 		if e := m.p.saveScrub(ctx); err == nil {
@@ -240,7 +249,7 @@ func (m *maintainer) scrubPass(ctx context.Context, w work) (err error) {
 			saved = time.Now()
 		}
 		slice := time.Now()
-		r, err := m.a.ScrubAll(ctx, raid.ScrubOptions{From: from, Used: m.p.holds, Workers: scrubWorkers, Progress: m.progress,
+		r, err := m.a.ScrubAll(ctx, raid.ScrubOptions{From: from, Used: m.p.holds, Workers: scrubWorkers, Progress: m.progress, AcceptOld: acceptOld,
 			Pace: func(ctx context.Context, bytes int64) error {
 				if time.Since(slice) >= scrubSlice {
 					return errSlice
@@ -258,7 +267,7 @@ func (m *maintainer) scrubPass(ctx context.Context, w work) (err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if s := &m.scrub; s.state == scrubMarkRunning && s.began == began {
-		s.state, s.position, s.base = scrubMarkIdle, 0, m.unix()
+		s.state, s.position, s.base, m.acceptOld = scrubMarkIdle, 0, m.unix(), false
 		s.last, s.lastBegan, s.lastEnded = s.now, s.began, s.base
 		m.p.opts.Logger.Info("scrub: pass ended", "stripes", s.last.stripes, "bad_strips", s.last.bad, "repaired", s.last.repaired,
 			"lost_blocks", s.last.lost, "unrecoverable_stripes", s.last.unrecoverable, "parity_errors", s.last.parity)

@@ -277,6 +277,8 @@ func (s *storage) Scrub(ctx context.Context, what string) error {
 	switch what {
 	case "start":
 		err = s.pool.StartScrub(ctx)
+	case "start accepting old":
+		err = s.pool.StartScrubAcceptingOld(ctx)
 	case "pause":
 		err = s.pool.PauseScrub(ctx)
 	case "stop":

@@ -108,8 +108,37 @@ func (t *tool) arrayScrub() *cobra.Command {
 			}),
 		}
 	}
+	start := action("start", "Start a pass, or go on with one that is paused", `Read all strips, verify checksums, generations and parity, and repair what is bad. It gives way to foreground I/O.
+
+With --accept-old, for after 'ledge shelf takeover --lose-writes' and for nothing else: stripes that were being changed when the log
+was lost, and are answered with errors since, are taken as they are. Each block is then what it was before or after that change.
+The same makes old data of writes that drives have lost.`, "the scrub runs; 'ledge array scrub status' tells how far it is")
+	start.Example += "\n  ledge array scrub start --accept-old"
+	var accept, yes bool
+	start.Flags().BoolVar(&accept, "accept-old", false, "take stripes that were being changed when a log was lost as they are")
+	start.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	plain := start.RunE
+	start.RunE = func(cmd *cobra.Command, args []string) error {
+		if !accept {
+			return plain(cmd, args)
+		}
+		return do(func(cmd *cobra.Command, _ []string) error {
+			if err := t.confirm(cmd, yes, "--accept-old takes what may be lost writes of drives for the data", "accept-old"); err != nil {
+				return err
+			}
+			var a api.ArrayInfo
+			if err := t.owned(cmd.Context(), http.MethodPost, "/v1/array/scrub", map[string]any{"action": "start", "accept_old": true}, &a); err != nil {
+				return err
+			}
+			if t.json {
+				return printJSON(t.out, a.Scrub)
+			}
+			_, err := fmt.Fprintln(t.out, "the scrub runs; 'ledge array scrub status' tells how far it is")
+			return err
+		})(cmd, args)
+	}
 	return group("scrub", "Verify all data, and repair what is bad",
-		action("start", "Start a pass, or go on with one that is paused", "Read all strips, verify checksums, generations and parity, and repair what is bad. It gives way to foreground I/O.", "the scrub runs; 'ledge array scrub status' tells how far it is"),
+		start,
 		action("pause", "Pause the pass where it is, also over restarts", "", "the scrub is paused; 'ledge array scrub start' goes on with it"),
 		action("stop", "End the pass; the next begins at the start", "", "the scrub has stopped"),
 		&cobra.Command{

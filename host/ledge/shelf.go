@@ -216,7 +216,7 @@ to be lost, nothing is.`,
 			if err := t.command(cmd, c, "/v1/takeover", map[string]bool{"lose_writes": true}, "controller %s owns the pool at epoch %d\n"); err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.ErrOrStderr(), "→ 'ledge array scrub start' looks through all stripes; check the hosts' file systems before they are used")
+			fmt.Fprintln(cmd.ErrOrStderr(), "→ 'ledge array scrub start --accept-old' makes readable again what was being changed when the log was lost; check the hosts' file systems before they are used")
 			return nil
 		}),
 	}

@@ -1,0 +1,98 @@
+package raid
+
+import (
+	"fmt"
+	"log/slog"
+)
+
+// What is left of an update whose image is lost. A stripe's update is logged before its first strip is touched; where the log is given up (an
+// operator's last resort), a stripe may be left with some strips of after it and some of before, and parity that knows of writes that
+// other strips lack. Where those are more than parity stands for, the stripe cannot be told from one of which drives lost acknowledged
+// writes, and its strips are answered with errors. ScrubOptions.AcceptOld takes them for what they are: each data strip that
+// is right by its own checksum block is the stripe's data, and parity is made of them.
+
+// accept writes the parity of a stripe that fetch could not make whole, if all its data strips are there and right by themselves. err is fetch's.
+// The stripe is locked. Cut in the middle, it can be done again: no data strip is written.
+func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
+	k := a.layout.Data()
+	if a.opts.ReadOnly {
+		return r, err
+	}
+	t := a.newBatch()
+	slots := make([]*buffer, len(v.strips))
+	defer func() {
+		for _, b := range slots {
+			b.release()
+		}
+	}()
+	for i := range slots {
+		slots[i] = newSlot()
+		if i < k {
+			if v.places[i].member == nil {
+				return r, err
+			}
+			t.read(v.places[i].member, i, slots[i], slots[i].b, v.places[i].off)
+		}
+	}
+	t.run(a.opts.WriteTimeout)
+	gens, losts, lost := make([]uint64, len(slots)), make([]uint32, len(slots)), uint32(0)
+	newest := uint64(0)
+	for _, g := range v.gens {
+		newest = max(newest, g)
+	}
+	shards := make([][]byte, len(slots))
+	for i := range slots {
+		shards[i] = slots[i].b[BlockBytes:]
+	}
+	for _, o := range t.ops {
+		if o.err() != nil {
+			return r, err
+		}
+		at := a.address(v.stripe, o.strip)
+		sum, bad := decodeSum(o.b[:BlockBytes], at)
+		if bad != nil {
+			return r, err
+		}
+		for c := range StripBlocks {
+			if checksumOf(at, c, o.b[(1+c)*BlockBytes:(2+c)*BlockBytes]) != sum.crcs[c] {
+				return r, err
+			}
+		}
+		gens[o.strip], losts[o.strip] = sum.gen, sum.lost
+		newest, lost = max(newest, sum.gen), lost|sum.lost
+	}
+	for i := k; i < len(slots); i++ {
+		gens[i] = newest
+	}
+	if lost == 0 {
+		losts = nil
+	}
+	if err := a.prepareToWrite(); err != nil {
+		return r, err
+	}
+	if err := a.code.Encode(shards); err != nil {
+		return r, fmt.Errorf("raid: accept stripe %d: %w", v.stripe, err)
+	}
+	t = a.newBatch()
+	for i := k; i < len(slots); i++ {
+		sum, at := &stripSum{gen: newest}, a.address(v.stripe, i)
+		sum.tell(i, k, gens, losts)
+		for c := range StripBlocks {
+			sum.crcs[c] = checksumOf(at, c, shards[i][c*BlockBytes:(c+1)*BlockBytes])
+		}
+		sum.encode(slots[i].b, at)
+		t.writePlace(v.places[i], i, slots[i], slots[i].b, 0)
+	}
+	a.cache.put(v.stripe, nil)
+	t.run(a.opts.WriteTimeout)
+	for _, o := range t.ops {
+		if o.err() == nil {
+			r.Repaired++
+		}
+	}
+	if err := a.settle(t); err != nil {
+		return r, fmt.Errorf("raid: accept stripe %d: %w", v.stripe, err)
+	}
+	a.log(slog.LevelWarn, "raid: strips of before an update are accepted", "stripe", v.stripe)
+	return r, nil
+}
