@@ -19,7 +19,8 @@
 //	POST   /v1/pool/drain     → 202 Task: all of the log to the members
 //	POST   /v1/pool/give-up   {force?} → 202 Task: marks lost what more missing members than parity covers hold back
 //	GET    /v1/array          → ArrayInfo
-//	POST   /v1/array/scrub    {action: "start"|"pause"|"stop"} → ArrayInfo
+//	POST   /v1/array/scrub    {action: "start"|"pause"|"stop", accept_old?} → ArrayInfo; accept_old, of start, for after writes were given up:
+//	                          stripes that were being changed then are taken as they are
 //	PUT    /v1/array/rates    {rebuild?, rebuild_floor?, scrub?, scrub_floor?} → ArrayInfo
 //	POST   /v1/array/grow     {drives: [path…], force?} → 202 Task
 //	POST   /v1/array/members/{n}/fail     {force?} → ArrayInfo   409 data or the last redundancy would be lost

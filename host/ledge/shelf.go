@@ -174,7 +174,7 @@ refuses, and says what to do.
 With --lose-writes it becomes owner even then: for a shelf whose owner was alone when its NVRAM
 broke. What was acknowledged and not yet destaged to the drives is lost for good, also if a
 controller with its log comes back later, and some blocks of stripes that were being changed
-when it broke answer MEDIUM ERROR until they are written. Bring that one back instead, if there is a way. Hosts find
+when it broke answer MEDIUM ERROR until 'ledge array scrub start --accept-old' has been there. Bring that one back instead, if there is a way. Hosts find
 some of their newest writes gone and others there: check file systems before use. Where nothing needs
 to be lost, nothing is.`,
 		Example: "  ledge shelf takeover       # the standby\n  ledge shelf takeover B\n  ledge shelf takeover B --lose-writes",

@@ -234,6 +234,8 @@ func TestStorageCommands(t *testing.T) {
 		{args: "pool create --force", in: "no\n", code: 1, says: "not confirmed"},
 		{args: "array show --json", says: `"beyond_parity"`, asks: "GET /v1/array"},
 		{args: "array show --interval 1ms", code: 2, says: "100ms"},
+		{args: "array scrub start --accept-old", code: 2, says: "nothing was done"},
+		{args: "array scrub start --accept-old --yes", says: "runs", asks: `POST /v1/array/scrub {"accept_old":true,"action":"start"}`},
 		{args: "array scrub start", says: "runs", asks: `POST /v1/array/scrub {"action":"start"}`},
 		{args: "array scrub pause", says: "paused", asks: `POST /v1/array/scrub {"action":"pause"}`},
 		{args: "array scrub stop --json", says: `"state"`, asks: `POST /v1/array/scrub {"action":"stop"}`},
