@@ -3,16 +3,18 @@ package raid
 import (
 	"fmt"
 	"log/slog"
+	"math/bits"
 )
 
 // What is left of an update whose image is lost. A stripe's update is logged before its first strip is touched; where the log is given up (an
 // operator's last resort), a stripe may be left with some strips of after it and some of before, and parity that knows of writes that
 // other strips lack. Where those are more than parity stands for, the stripe cannot be told from one of which drives lost acknowledged
-// writes, and its strips are answered with errors. ScrubOptions.AcceptOld takes them for what they are: each data strip that
-// is right by its own checksum block is the stripe's data, and parity is made of them.
+// writes, and its strips are answered with errors. ScrubOptions.AcceptOld takes them for what they are: each data block that
+// is right by its strip's checksum block is the stripe's data, and parity is made of them. One that is not, because the
+// power went while it was written, is lost (lost.go).
 
-// accept writes the parity of a stripe that fetch could not make whole, if all its data strips are there and right by themselves. err is fetch's.
-// The stripe is locked. Cut in the middle, it can be done again: no data strip is written.
+// accept writes the parity of a stripe that fetch could not make whole, if all its data strips are there, and what is to be lost of them. err is fetch's.
+// The stripe is locked. Cut in the middle, it can be done again.
 func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 	k := a.layout.Data()
 	if a.opts.ReadOnly {
@@ -35,8 +37,9 @@ func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 		}
 	}
 	t.run(a.opts.WriteTimeout)
-	gens, losts, lost := make([]uint64, len(slots)), make([]uint32, len(slots)), uint32(0)
-	newest := uint64(0)
+	gens, losts, torn := make([]uint64, len(slots)), make([]uint32, len(slots)), make([]bool, len(slots))
+	sums := make([]*stripSum, len(slots))
+	newest, lost := uint64(1), uint32(0)
 	for _, g := range v.gens {
 		newest = max(newest, g)
 	}
@@ -51,15 +54,22 @@ func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 		at := a.address(v.stripe, o.strip)
 		sum, bad := decodeSum(o.b[:BlockBytes], at)
 		if bad != nil {
-			return r, err
+			sum = &stripSum{lost: ^uint32(0)}
 		}
 		for c := range StripBlocks {
-			if checksumOf(at, c, o.b[(1+c)*BlockBytes:(2+c)*BlockBytes]) != sum.crcs[c] {
-				return r, err
+			if b := o.b[(1+c)*BlockBytes : (2+c)*BlockBytes]; bad != nil || checksumOf(at, c, b) != sum.crcs[c] {
+				clear(b)
+				sum.crcs[c], torn[o.strip] = checksumOf(at, c, b), true
+				sum.lost |= 1 << c
 			}
 		}
-		gens[o.strip], losts[o.strip] = sum.gen, sum.lost
+		sums[o.strip], gens[o.strip], losts[o.strip] = sum, sum.gen, sum.lost
 		newest, lost = max(newest, sum.gen), lost|sum.lost
+	}
+	for i, sum := range sums {
+		if sum != nil && sum.gen == 0 {
+			sum.gen, gens[i] = newest, newest
+		}
 	}
 	for i := k; i < len(slots); i++ {
 		gens[i] = newest
@@ -74,12 +84,18 @@ func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 		return r, fmt.Errorf("raid: accept stripe %d: %w", v.stripe, err)
 	}
 	t = a.newBatch()
-	for i := k; i < len(slots); i++ {
-		sum, at := &stripSum{gen: newest}, a.address(v.stripe, i)
-		sum.tell(i, k, gens, losts)
-		for c := range StripBlocks {
-			sum.crcs[c] = checksumOf(at, c, shards[i][c*BlockBytes:(c+1)*BlockBytes])
+	for i := range slots {
+		sum, at := sums[i], a.address(v.stripe, i)
+		if i < k && !torn[i] {
+			continue
 		}
+		if i >= k {
+			sum = &stripSum{gen: newest}
+			for c := range StripBlocks {
+				sum.crcs[c] = checksumOf(at, c, shards[i][c*BlockBytes:(c+1)*BlockBytes])
+			}
+		}
+		sum.tell(i, k, gens, losts)
 		sum.encode(slots[i].b, at)
 		t.writePlace(v.places[i], i, slots[i], slots[i].b, 0)
 	}
@@ -93,6 +109,9 @@ func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 	if err := a.settle(t); err != nil {
 		return r, fmt.Errorf("raid: accept stripe %d: %w", v.stripe, err)
 	}
-	a.log(slog.LevelWarn, "raid: strips of before an update are accepted", "stripe", v.stripe)
+	for _, l := range losts {
+		r.Lost += bits.OnesCount32(l)
+	}
+	a.log(slog.LevelWarn, "raid: strips of before an update are accepted", "stripe", v.stripe, "lost_blocks", r.Lost)
 	return r, nil
 }

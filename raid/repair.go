@@ -77,7 +77,7 @@ func (a *Array) repairAs(stripe uint64, acceptOld bool) (ScrubResult, error) {
 	v.classify(&r)
 	if err != nil {
 		a.cache.put(stripe, nil)
-		if acceptOld && r.Stale > 0 && errors.Is(err, ErrUnrecoverable) {
+		if acceptOld && errors.Is(err, ErrUnrecoverable) {
 			return a.accept(v, r, err)
 		}
 		return r, err

@@ -114,7 +114,7 @@ func (n *node) Release(context.Context) error {
 	})
 }
 
-func (n *node) Claim(_ context.Context, seen View, clean bool) error {
+func (n *node) Claim(_ context.Context, seen View, clean, _ bool) error {
 	return n.do(Claim, func(d *disks) error {
 		if err := n.held(d); err != nil {
 			return err

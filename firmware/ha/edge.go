@@ -35,8 +35,9 @@ type Members interface {
 	Fence(ctx context.Context, seen View) error
 	// Release drops reservation and registration of this controller.
 	Release(ctx context.Context) error
-	// Claim formats the own log and writes the label: epoch+1, owned by this controller, replaying unless clean.
-	Claim(ctx context.Context, seen View, clean bool) error
+	// Claim formats the own log and writes the label: epoch+1, owned by this controller, replaying unless clean. lose: what was acknowledged and
+	// not destaged is given up, so that Open finds stripes that were being changed, until Clear.
+	Claim(ctx context.Context, seen View, clean, lose bool) error
 	// Refresh writes the label as it is, on a majority.
 	Refresh(ctx context.Context) error
 	// Clear writes the label without the mark Replaying.

@@ -57,10 +57,11 @@ func (d *Driver) perform(ctx context.Context, j job) Event {
 		d.o.Mirror.Thaw(st.Seen)
 		return Event{Kind: EvNothing}
 	case Claim:
-		if st.Lose && st.Clean && st.Seen.Owner != None && !st.Seen.Fresh {
+		lose := st.Lose && st.Clean && st.Seen.Owner != None && !st.Seen.Fresh
+		if lose {
 			d.o.Logger.Warn("ha: by order of the operator what was acknowledged and not destaged is given up", "labels", st.Seen.String())
 		}
-		err = d.o.Members.Claim(ctx, st.Seen, st.Clean)
+		err = d.o.Members.Claim(ctx, st.Seen, st.Clean, lose)
 	case Refresh:
 		err = d.o.Members.Refresh(ctx)
 	case Open:

@@ -86,6 +86,9 @@ type Options struct {
 	IdleAfter time.Duration
 	// Maintenance is the background work on the array; Inline pools have none.
 	Maintenance MaintenanceOptions
+	// AcceptOld opens a pool whose log was given up: stripes of the metadata that were being changed then are taken as they are
+	// (raid.ScrubOptions.AcceptOld). The array must be a *raid.Array, or have its ScrubAll. [false]
+	AcceptOld bool
 	// Inline destages in the calls that need room instead of in the background: no goroutine runs, and the
 	// same calls give the same I/Os in the same order. For simulations.
 	Inline bool

@@ -61,7 +61,13 @@ func (p *Pool) open(ctx context.Context, sources []Source) error {
 	if err != nil {
 		return err
 	}
+	if err := p.acceptOld(ctx, func(stripe uint64) bool { return stripe == 0 }); err != nil {
+		return err
+	}
 	if err := p.loadSuperblock(ctx); err != nil {
+		return err
+	}
+	if err := p.acceptOld(ctx, func(stripe uint64) bool { _, ok := p.sb.metaOf(stripe); return ok }); err != nil {
 		return err
 	}
 	if err := p.fitLog(); err != nil {
@@ -92,6 +98,24 @@ func (p *Pool) open(ctx context.Context, sources []Source) error {
 	}
 	p.trim()
 	return nil
+}
+
+// acceptOld does what Options.AcceptOld says to some stripes.
+func (p *Pool) acceptOld(ctx context.Context, which func(stripe uint64) bool) error {
+	if !p.opts.AcceptOld {
+		return nil
+	}
+	a, ok := p.array.(interface {
+		ScrubAll(ctx context.Context, o raid.ScrubOptions) (raid.ScrubReport, error)
+	})
+	if !ok {
+		return fmt.Errorf("accept what was being changed: an array without a scrub: %w", errors.ErrUnsupported)
+	}
+	r, err := a.ScrubAll(ctx, raid.ScrubOptions{Used: which, AcceptOld: true})
+	if err == nil && r.Repaired > 0 {
+		p.opts.Logger.Warn("metadata: stripes that were being changed when the log was lost are taken as they are", "strips", r.Repaired)
+	}
+	return err
 }
 
 // replayUpdates applies all redo images.

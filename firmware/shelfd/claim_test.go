@@ -164,7 +164,7 @@ func TestClaimTooLate(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := f.says()
-			if err := b.Claim(t.Context(), seen, false); !errors.Is(err, ha.ErrConflict) || !strings.Contains(err.Error(), "changed since") {
+			if err := b.Claim(t.Context(), seen, false, false); !errors.Is(err, ha.ErrConflict) || !strings.Contains(err.Error(), "changed since") {
 				t.Fatalf("claim over %s: %v", name, err)
 			}
 			if got := f.says(); got.Epoch != want.Epoch || got.Owner != want.Owner || got.Flags != want.Flags || got.SoloLSN != want.SoloLSN {
@@ -194,7 +194,7 @@ func TestFreshLabel(t *testing.T) {
 			f.b.closeArray()
 			b := f.partner()
 			seen := ha.View{Epoch: 1, Owner: ha.A}
-			if err := errors.Join(b.Fence(t.Context(), seen), b.Claim(t.Context(), seen, test.clean)); err != nil {
+			if err := errors.Join(b.Fence(t.Context(), seen), b.Claim(t.Context(), seen, test.clean, false)); err != nil {
 				t.Fatal(err)
 			}
 			if test.then != nil {

@@ -195,7 +195,7 @@ func (b *backend) hold(a *raid.Array, key uint64) {
 // Claim opens the array anew, so that it starts from the labels as the fence left them; fences again, so that
 // members that cannot be fenced are left out; and makes the label ours, if the members still say what was seen: since the
 // look after the first fence this controller may have been stopped for minutes, in which the partner owned the pool.
-func (b *backend) Claim(ctx context.Context, seen ha.View, clean bool) error {
+func (b *backend) Claim(ctx context.Context, seen ha.View, clean, lose bool) error {
 	a, err := b.openArray(ctx)
 	if err != nil {
 		return err
@@ -224,8 +224,14 @@ func (b *backend) Claim(ctx context.Context, seen ha.View, clean bool) error {
 			// The log whose mirror is to be replayed, for a restart.
 			l.Flags, l.Opaque = raid.FlagReplaying, []byte(hex.EncodeToString(was[:]))
 		}
+		if lose {
+			l.Opaque = []byte(gaveUp) // Clear takes it away when the pool is open, also after a restart
+		}
 	}))
 }
+
+// gaveUp in a label's Opaque: the log of before was given up, and the pool has not been opened since.
+const gaveUp = "the log was given up"
 
 // unchanged is nil if the members say what was seen. Nobody else can write them now.
 func unchanged(ctx context.Context, a *raid.Array, seen ha.View) error {

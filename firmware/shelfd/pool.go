@@ -134,7 +134,7 @@ func (b *backend) Open(ctx context.Context, seen ha.View) error {
 		return err
 	}
 	b.log.Info("opening the pool", "epoch", label.Epoch, "log", l.Stats().Next)
-	p, err := shelf.OpenPool(ctx, a, l, sources, shelf.Options{PoolUUID: label.Pool, Shelf: b.conf.Shelf, Maintenance: b.conf.Maintenance.options(), Logger: b.log})
+	p, err := shelf.OpenPool(ctx, a, l, sources, shelf.Options{AcceptOld: string(label.Opaque) == gaveUp, PoolUUID: label.Pool, Shelf: b.conf.Shelf, Maintenance: b.conf.Maintenance.options(), Logger: b.log})
 	if err == nil {
 		if err = l.Settle(ctx); err != nil {
 			p.Abort()

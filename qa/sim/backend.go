@@ -186,7 +186,7 @@ func (n *node) label(ctx context.Context, a *raid.Array, change func(*raid.Label
 	return conflict(n.op("a label", func() error { return a.WriteLabel(ctx, change) }))
 }
 
-func (n *node) Claim(ctx context.Context, seen ha.View, clean bool) error {
+func (n *node) Claim(ctx context.Context, seen ha.View, clean, _ bool) error {
 	a, err := n.openArray(ctx)
 	if err != nil {
 		return err

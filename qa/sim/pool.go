@@ -74,6 +74,7 @@ type world struct {
 
 	// taking: a takeover has begun; the members' label would say so.
 	taking    bool
+	acceptOld bool // the log was given up
 	unflushed bool // TrimBeforeFlush: a flush is owed
 
 	sick   sick
@@ -445,7 +446,7 @@ func (w *world) random(b []byte) {
 }
 
 func (w *world) options() shelf.Options {
-	return shelf.Options{Shelf: "sim", ExtentBlocks: extentBlocks, MaxLUNs: 6, MaxHosts: 4, BatchBlocks: 512, Inline: true, Random: w.random, Logger: w.logger}
+	return shelf.Options{Shelf: "sim", ExtentBlocks: extentBlocks, MaxLUNs: 6, MaxHosts: 4, BatchBlocks: 512, Inline: true, AcceptOld: w.acceptOld, Random: w.random, Logger: w.logger}
 }
 
 func (w *world) nvramOptions() nvram.Options { return nvram.Options{Epoch: w.epoch} }

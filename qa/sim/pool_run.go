@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/ledge-storage/ledge/firmware/shelf"
+	"github.com/ledge-storage/ledge/nvram"
 	"github.com/ledge-storage/ledge/raid"
 	"github.com/ledge-storage/ledge/target"
 )
@@ -128,12 +130,88 @@ func (r *poolRun) finish(ctx context.Context) error {
 		return fmt.Errorf("after the last drain: %w", err)
 	}
 	if r.rng.IntN(2) == 0 {
+		if r.seed%4 == 1 {
+			return r.giveUp(ctx)
+		}
 		return nil
 	}
 	if err := r.w.beyond(ctx, r.rng); err != nil {
 		return err
 	}
 	return r.checkSome(ctx)
+}
+
+// giveUp: the power goes in the middle of some operations, and the log is lost with it. The pool opens from the members, and what is read is
+// something that was written, or zeros, sector by sector; after a scrub that accepts what was being changed nothing answers with an error.
+func (r *poolRun) giveUp(ctx context.Context) error {
+	w := r.w
+	if err := w.scrub(ctx); err != nil || len(w.sick.members) > 0 {
+		return nil // drives that are sick as well are too many
+	}
+	w.cutIn(1 + r.rng.IntN(80))
+	for range 40 {
+		if w.off.Load() {
+			break
+		}
+		if err := r.operation(ctx); err != nil {
+			return err
+		}
+	}
+	w.powerCut()
+	w.powerOn()
+	w.epoch, w.taking, w.acceptOld = w.epoch+1, false, true
+	if err := nvram.Format(&region{w.regions[w.current], w}, w.area(), nvram.FormatOptions{ID: logID(w), Epoch: w.epoch, UpdateBytes: updateBytes}); err != nil {
+		return err
+	}
+	if err := w.start(ctx, false); errors.Is(err, shelf.ErrMetadataLost) {
+		w.count("log given up, and the pool does not open")
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("%w: log given up: %w", errLoss, err)
+	}
+	w.count("log given up")
+	for _, last := range []bool{false, true} {
+		if last {
+			rep, err := w.array.ScrubAll(ctx, raid.ScrubOptions{AcceptOld: true, Used: w.pool.Written})
+			if err != nil || rep.Lost > 0 {
+				return fmt.Errorf("%w: log given up: scrub %+v, %w", errLoss, rep, err)
+			}
+			w.counted("strip accepted as it was", int(rep.Repaired))
+			w.counted("block lost with the log", int(rep.LostBlocks))
+		}
+		for _, l := range w.pool.LUNs() {
+			info := l.Device().Info()
+			buf := make([]byte, blockBytes)
+			per := uint64(blockBytes) / uint64(info.BlockBytes)
+			for b := range info.Blocks / per {
+				if err := l.Device().Read(ctx, b*per, [][]byte{buf}); err != nil {
+					if last && !errors.Is(err, raid.ErrUnrecoverable) {
+						return fmt.Errorf("%w: log given up: LUN %d: block %d: %w", errLoss, l.ID(), b, err)
+					}
+					if !last {
+						w.count("block unreadable, its log given up")
+					}
+					continue
+				}
+				for s := 0; s < blockBytes; s += 512 {
+					if !whole(buf[s : s+512]) {
+						return fmt.Errorf("%w: log given up: LUN %d: block %d holds what nobody wrote: %s", errLoss, l.ID(), b, describe(buf))
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// whole tells whether a sector is of one content, or zeros: of the last one of a block the last 4 bytes are its checksum.
+func whole(sector []byte) bool {
+	for i := 16; i < len(sector)-16; i += 16 {
+		if !bytes.Equal(sector[i:i+16], sector[:16]) {
+			return false
+		}
+	}
+	return bytes.Equal(sector[len(sector)-16:len(sector)-4], sector[:12])
 }
 
 // checkSome: each block is right, or cannot be read.
