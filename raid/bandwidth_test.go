@@ -146,7 +146,7 @@ func TestRebuildBandwidth(t *testing.T) {
 		k      int
 		duplex bool
 		least  float64
-	}{{8, false, 2.3}, {8, true, 2.7}, {6, false, 3}} {
+	}{{8, false, 2.3}, {8, true, 2.7}, {6, false, 2.9}} {
 		rows := 1200
 		few, one := rebuildTime(t, c.k+2, c.k, 2, 0, rows, 0, c.duplex)
 		if c.k != 8 {
