@@ -20,19 +20,17 @@ func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 	if a.opts.ReadOnly {
 		return r, err
 	}
+	for _, p := range v.places[:k] {
+		if p.member == nil {
+			return r, err
+		}
+	}
 	t := a.newBatch()
 	slots := make([]*buffer, len(v.strips))
-	defer func() {
-		for _, b := range slots {
-			b.release()
-		}
-	}()
 	for i := range slots {
 		slots[i] = newSlot()
+		defer slots[i].release()
 		if i < k {
-			if v.places[i].member == nil {
-				return r, err
-			}
 			t.read(v.places[i].member, i, slots[i], slots[i].b, v.places[i].off)
 		}
 	}
