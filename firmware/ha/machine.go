@@ -32,6 +32,10 @@ import "fmt"
 //	                                                                             │ Fenced │ exit 3
 //	                                                                             └────────┘
 //
+// An operator may order to become owner even where acknowledged writes are lost by it (State.Lose): then a stale mirror, "solo" and a
+// takeover that was not finished are no reasons to refuse, and Refused reclaims without its log. What is claimed like that is claimed
+// as fresh, with nothing to replay. All else stays: the fence, the looks, the lease.
+//
 // Why each step is where it is:
 //
 //   - *Look before fencing*: a refusal must disturb nobody. *Look after fencing*: until the fence the owner

@@ -183,8 +183,8 @@ func (p *Pool) orderScrub(ctx context.Context, change func(s *scrubMark) bool) e
 // StartScrub begins a pass now, or goes on with one that is paused. ErrScrubState when one runs.
 func (p *Pool) StartScrub(ctx context.Context) error { return p.startScrub(ctx, false) }
 
-// StartScrubAcceptingOld is StartScrub after a log was given up: raid.ScrubOptions.AcceptOld. That holds until the pass ends or this
-// controller does.
+// StartScrubAcceptingOld begins a pass after a log was given up (raid.ScrubOptions.AcceptOld), in place of one that is paused: what that has
+// behind it was not accepted. It holds until the pass ends or this controller does.
 func (p *Pool) StartScrubAcceptingOld(ctx context.Context) error { return p.startScrub(ctx, true) }
 
 func (p *Pool) startScrub(ctx context.Context, acceptOld bool) error {
@@ -192,10 +192,10 @@ func (p *Pool) startScrub(ctx context.Context, acceptOld bool) error {
 		if s.state != scrubMarkRunning {
 			p.keeper.acceptOld = acceptOld
 		}
-		switch s.state {
-		case scrubMarkIdle:
+		switch {
+		case s.state == scrubMarkIdle || s.state == scrubMarkPaused && acceptOld:
 			p.keeper.newPass()
-		case scrubMarkPaused:
+		case s.state == scrubMarkPaused:
 			s.state = scrubMarkRunning
 		default:
 			return false
