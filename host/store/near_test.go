@@ -35,14 +35,15 @@ func TestIndexTooSmall(t *testing.T) {
 			t.Errorf("%s: %.3f of %d are found, asked %.2f to %.2f", what, share, all, least, most)
 		}
 	}
-	found("runs", 0.95, 1, 0, 2, run)
+	// Measured: 0.94 to 0.99, by the store's key, which is drawn, and by how the journal cuts a run; 0.08 without the tables.
+	found("runs", 0.85, 1, 0, 2, run)
 	found("blocks alone", 0.02, 1, 77, 3, 1)
 	st.stop()
 	st = open(t, o)
 	v = volume(t, st, "a")
 	warmed(t, st)
 	st.near = near{}
-	found("runs, filled at the opening", 0.95, 1, 0, 3, run)
+	found("runs, filled at the opening", 0.85, 1, 0, 3, run)
 	must(t, st.ResizeIndex(16<<20))
 	warmed(t, st)
 	st.near = near{}

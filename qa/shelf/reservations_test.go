@@ -52,6 +52,9 @@ func (p *port) do(c string, out, in []byte, cdb ...byte) byte {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
+		if cmd.Status == 2 {
+			p.r.Logf("%s through %s: sense %x", p.name, c, cmd.Sense)
+		}
 		return cmd.Status
 	}
 	p.r.Errorf("%s through %s: %v", p.name, c, p.r.ctx.Err()) // not Fatal: this may be another goroutine
