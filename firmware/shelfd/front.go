@@ -141,9 +141,10 @@ type front struct {
 	t    *scsi.Target
 	log  *slog.Logger
 
-	mu    sync.Mutex // guards slots, role
+	mu    sync.Mutex // guards slots, role, known
 	slots map[uint32]*slot
 	role  role
+	known bool // slots are the pool's LUNs: they were shown once
 
 	// forward sends PERSISTENT RESERVE to the owner; set before the portal opens. nil: refused in standby.
 	forward func(context.Context, scsi.PersistCommand) (scsi.PersistAnswer, error)
@@ -174,6 +175,7 @@ func (f *front) partner(connected bool) {
 func (f *front) show(inv []unitInfo) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	defer func() { f.known = true }() // a login that comes now finds all of them
 	want := map[uint32]bool{}
 	for _, u := range inv {
 		want[u.LUN] = true
@@ -237,6 +239,17 @@ func (f *front) remove(lun uint32) {
 		f.log.Error("unit", "lun", lun, "err", err)
 	}
 	delete(f.slots, lun)
+}
+
+// ready says why initiators cannot log in yet: this controller has neither opened the pool nor been told of its LUNs
+// by the partner. Without a pool there are none, and they can.
+func (f *front) ready(p ha.Phase) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.known || p == ha.NoPool || p == ha.Forming {
+		return nil
+	}
+	return fmt.Errorf("the pool's LUNs are not known yet (controller %s is %s)", f.self, p)
 }
 
 // withdraw takes the devices away and leaves the units.

@@ -91,7 +91,7 @@ func serve(ctx context.Context, c *Config, out io.Writer) (code int, err error) 
 	defer closeLink()
 	var services sync.WaitGroup
 	defer services.Wait()
-	closePortal, err := startPortal(ctx, c, b, &services)
+	closePortal, err := startPortal(ctx, c, b, a.driver, &services)
 	if err != nil {
 		return exitRefused, err
 	}
@@ -242,7 +242,7 @@ func (b *backend) takeInventory(body []byte, d *ha.Driver) {
 	b.front.show(inv)
 }
 
-func startPortal(ctx context.Context, c *Config, b *backend, wg *sync.WaitGroup) (stop func(), err error) {
+func startPortal(ctx context.Context, c *Config, b *backend, d *ha.Driver, wg *sync.WaitGroup) (stop func(), err error) {
 	tag := uint16(1)
 	if c.Controller == "B" {
 		tag = 2
@@ -255,6 +255,9 @@ func startPortal(ctx context.Context, c *Config, b *backend, wg *sync.WaitGroup)
 			}
 		}
 		return all
+	}, Ready: func(string) error {
+		st, _, _ := d.State()
+		return b.front.ready(st.Phase)
 	}})
 	if err != nil {
 		return nil, err

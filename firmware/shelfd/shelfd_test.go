@@ -91,7 +91,15 @@ func TestFront(t *testing.T) {
 		}
 		return out
 	}
+	for p, want := range map[ha.Phase]bool{ha.Starting: false, ha.Standby: false, ha.Owner: false, ha.Refused: false, ha.NoPool: true, ha.Forming: true} {
+		if err := f.ready(p); (err == nil) != want {
+			t.Errorf("%s, and no unit was shown: %v", p, err)
+		}
+	}
 	f.show([]unitInfo{unit(1, 10, nil, false), unit(2, 20, []string{"x"}, false)})
+	if err := f.ready(ha.Standby); err != nil {
+		t.Error(err)
+	}
 	f.states(roleStandby, true)
 	s := f.slots[1]
 	buf := [][]byte{make([]byte, 4096)}

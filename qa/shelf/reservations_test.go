@@ -130,9 +130,10 @@ func TestReservations(t *testing.T) {
 
 	// The owner alone, then both down: cold start.
 	r.Kill("B")
+	go func() { knocked <- other.write("B") }() // also before its LUNs are known, when a LUN that is not there would be an I/O error
 	r.up("B")
 	r.owner("B")
-	other.want("a fenced one's WRITE after a cold start", other.write("B"), statusConflict)
+	other.want("a fenced one's first WRITE after a cold start", <-knocked, statusConflict)
 	holder.want("the holder's WRITE after a cold start", holder.write("B"), statusGood)
 	holder.want("CLEAR", holder.out("B", 3, 0, 0x11, 0, 0), statusGood)
 

@@ -359,6 +359,11 @@ func (l *login) finish(h *header) (bool, error) {
 	if l.session != nil {
 		enter = s.join
 	}
+	if f := s.opts.Ready; f != nil && !l.discovery {
+		if err := f(l.target); err != nil {
+			return false, refuse(loginUnavailable, "%s: %v", l.target, err)
+		}
+	}
 	ss, err := enter(l.c, l)
 	switch {
 	case errors.Is(err, errTooManySessions):

@@ -3,10 +3,12 @@ package iscsi
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +54,32 @@ func TestLogin(t *testing.T) {
 		if s := binary.BigEndian.Uint16(p.h[36:]); s != x.status {
 			t.Errorf("%s: status %04X, want %04X", x.name, s, x.status)
 		}
+	}
+	l.alive()
+}
+
+// TestLoginNotReady: a target whose units are not known yet refuses sessions with "service unavailable", and shows that it exists.
+func TestLoginNotReady(t *testing.T) {
+	var ready atomic.Bool
+	l := newLab(t, Options{Ready: func(name string) error {
+		if name != testTarget {
+			t.Errorf("asked of %q", name)
+		}
+		if !ready.Load() {
+			return errors.New("starting")
+		}
+		return nil
+	}}, nil)
+	session := []string{"InitiatorName=" + testInitiator, "TargetName=" + testTarget}
+	if s := l.dial().login(session...); s != 0x0301 {
+		t.Errorf("a session: status %04X", s)
+	}
+	if s := l.dial().login("InitiatorName="+testInitiator, "SessionType=Discovery"); s != 0 {
+		t.Errorf("discovery: status %04X", s)
+	}
+	ready.Store(true)
+	if s := l.dial().login(session...); s != 0 {
+		t.Errorf("a session, ready: status %04X", s)
 	}
 	l.alive()
 }

@@ -44,6 +44,10 @@ type Options struct {
 	// Auth returns what an initiator must prove to log in to target (empty: to discover); nil,
 	// or a nil function: nothing.
 	Auth func(initiator, target string) *CHAP
+	// Ready is asked at each login to target, when all else is in order: an error refuses it with "service unavailable"
+	// (0301h), after which initiators try again. It is for a target whose units are not known yet: one without them
+	// would be scanned and found empty, and a command to a unit that is to come would be an I/O error. nil: ready.
+	Ready func(target string) error
 	// MaxSessions and MaxConnections bound what is held at once, logins included; zero: 1024
 	// and MaxSessions + 256. A connection beyond takes the place of the one that has been
 	// logging in for longest, where there is one.
