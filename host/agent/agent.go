@@ -52,7 +52,9 @@ type Agent struct {
 	since   time.Time
 	failure error
 	engine  Engine // nil unless serving
-	targets map[string]*scsi.Target
+	// acceptLost is an operator's order for the next opening.
+	acceptLost bool
+	targets    map[string]*scsi.Target
 	// schedules is how the scheduled snapshots do.
 	schedules []api.Schedule
 	tokens    *scsi.Tokens // of all volumes, so that a copy by token goes from one to another
@@ -171,10 +173,16 @@ func (a *Agent) session(ctx context.Context) error {
 	}
 	a.log.Info("joined the shelf", "target", grant.Target, "portals", grant.Portals, "journal", grant.JournalLUN, "store", grant.StoreLUN)
 	a.enter(api.PhaseOpening, nil, nil)
-	engine, err := a.open(ctx, grant)
+	a.mu.Lock()
+	accept := a.acceptLost
+	a.mu.Unlock()
+	engine, err := a.open(ctx, grant, accept)
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
+	a.mu.Lock()
+	a.acceptLost = false // it is for one opening
+	a.mu.Unlock()
 	targets := map[string]*scsi.Target{}
 	for _, v := range engine.Volumes() {
 		t, err := a.export(engine, v.Name)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -34,16 +35,22 @@ type memory struct {
 	err     error
 	full    bool
 	opened  int
+	refuse  func(acceptLost bool) error // of opening
 }
 
 func newMemory() *memory {
 	return &memory{volumes: map[string]*mem.Device{}, sizes: map[string]int64{}}
 }
 
-func (m *memory) open(context.Context, api.Grant) (Engine, error) {
+func (m *memory) open(_ context.Context, _ api.Grant, acceptLost bool) (Engine, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.opened++
+	if m.refuse != nil {
+		if err := m.refuse(acceptLost); err != nil {
+			return nil, err
+		}
+	}
 	m.err = nil
 	return m, nil
 }
@@ -183,6 +190,62 @@ func (r *running) create(name string, n int64) (v api.Volume, err error) {
 	return v, err
 }
 
+// What the store cannot read of the maps is given up by an order, for one opening, and only where that is why it is not open.
+func TestAcceptLost(t *testing.T) {
+	m := newMemory()
+	var mu sync.Mutex
+	lost, order := error(errors.New("no path")), []bool{}
+	m.refuse = func(acceptLost bool) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if order = append(order, acceptLost); acceptLost && errors.Is(lost, store.ErrMap) {
+			return nil
+		}
+		return lost
+	}
+	shelf := newFakeShelf(t, true)
+	r := start(t, m, shelf)
+	trouble := func(want string) {
+		t.Helper()
+		for !strings.Contains(r.status(t).Trouble, want) {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	accept := func() error {
+		return r.client.Do(context.Background(), "POST", "/v1/store/accept-lost", map[string]any{}, new(api.Status))
+	}
+	trouble("no path")
+	if err := accept(); status(err) != http.StatusConflict || !strings.Contains(err.Error(), "no path") {
+		t.Errorf("ordered where it is of no use: %v", err)
+	}
+	mu.Lock()
+	lost = fmt.Errorf("store: recover: %w: %w", store.ErrMap, target.ErrMediumRead)
+	mu.Unlock()
+	trouble("ledge host accept-lost")
+	if err := accept(); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(t, api.PhaseServing)
+	if err := accept(); status(err) != http.StatusConflict {
+		t.Errorf("ordered of a store that is open: %v", err)
+	}
+	mu.Lock()
+	before := len(order)
+	if !order[before-1] || slices.Contains(order[:before-1], true) {
+		t.Errorf("openings that may give up: %v", order)
+	}
+	mu.Unlock()
+	m.mu.Lock()
+	m.err = lost // another page, later
+	m.mu.Unlock()
+	trouble("ledge host accept-lost")
+	mu.Lock()
+	defer mu.Unlock()
+	if slices.Contains(order[before:], true) {
+		t.Errorf("the order was kept: %v", order)
+	}
+}
+
 // The agent waits for an owner, says so meanwhile, and exports what is created to a real initiator;
 // after the engine failed it opens again with the same volumes.
 func TestLife(t *testing.T) {
@@ -298,6 +361,8 @@ func TestVolumeRequests(t *testing.T) {
 		{"POST", "/v1/index", map[string]any{"size_bytes": 1 << 20}, 400, "4 MiB to 64 GiB"},
 		{"POST", "/v1/index", map[string]any{"size_bytes": 1 << 30}, 501, "no index"},
 		{"POST", "/v1/index", map[string]any{}, 400, `field "size_bytes": missing`},
+		{"POST", "/v1/store/accept-lost", map[string]any{}, 409, "the store is open"},
+		{"POST", "/v1/store/accept-lost", map[string]any{"force": true}, 400, `field "force"`},
 		{"GET", "/v1/volumes/nope", nil, 404, `"nope"`},
 		{"DELETE", "/v1/volumes/nope", nil, 404, `"nope"`},
 		{"POST", "/v1/volumes/nope/resize", api.ResizeRequest{SizeBytes: 4096}, 404, `"nope"`},

@@ -39,6 +39,7 @@ type EngineStats struct {
 	Cache   api.Cache
 	Maps    *api.Maps // nil: there are none
 	Index   *api.Index
+	GivenUp []api.GivenUp
 	Paths   []api.Path
 }
 
@@ -61,5 +62,5 @@ type Engine interface {
 }
 
 // OpenEngine opens the engine on the LUNs that the shelf granted. It may take as long as ctx lives:
-// it waits for paths.
-type OpenEngine func(ctx context.Context, g api.Grant) (Engine, error)
+// it waits for paths. acceptLost is an operator's order to give up what it cannot read of the volumes' maps (store.Options.AcceptLost).
+type OpenEngine func(ctx context.Context, g api.Grant, acceptLost bool) (Engine, error)

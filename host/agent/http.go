@@ -102,6 +102,13 @@ func (a *Agent) handler() http.Handler {
 		x, err := a.resizeIndex(r.Context(), bytes)
 		return http.StatusOK, x, err
 	})
+	handle("POST /v1/store/accept-lost", func(r *http.Request) (int, any, error) {
+		if err := body(r, func(*object) {}); err != nil {
+			return 0, nil, err
+		}
+		err := a.orderAcceptLost()
+		return http.StatusAccepted, a.status(), err
+	})
 	mux.HandleFunc("GET /v1/volumes/{name}/export", func(w http.ResponseWriter, r *http.Request) {
 		if err := a.exportVolume(w, r); err != nil {
 			replyError(w, r, err)

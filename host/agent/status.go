@@ -1,6 +1,11 @@
 package agent
 
-import "github.com/ledge-storage/ledge/host/api"
+import (
+	"errors"
+
+	"github.com/ledge-storage/ledge/host/api"
+	"github.com/ledge-storage/ledge/host/store"
+)
 
 // status is what 'ledge host status' shows.
 func (a *Agent) status() api.Status {
@@ -13,6 +18,9 @@ func (a *Agent) status() api.Status {
 	s.Schedules = append([]api.Schedule{}, a.schedules...)
 	if a.failure != nil {
 		s.Trouble = a.failure.Error()
+		if e == nil && errors.Is(a.failure, store.ErrMap) {
+			s.Trouble += "; while its drives may come back, wait for them; where they will not, 'ledge host accept-lost' gives up what cannot be read, and nothing else"
+		}
 	}
 	a.mu.Unlock()
 	for _, n := range a.sessions() {
@@ -22,7 +30,7 @@ func (a *Agent) status() api.Status {
 		return s
 	}
 	st := e.Stats()
-	s.Store, s.Figures, s.Cache, s.Maps, s.Index, s.Volumes = st.Store, st.Figures, st.Cache, st.Maps, st.Index, len(e.Volumes())
+	s.Store, s.Figures, s.Cache, s.Maps, s.Index, s.GivenUp, s.Volumes = st.Store, st.Figures, st.Cache, st.Maps, st.Index, st.GivenUp, len(e.Volumes())
 	s.Paths = append(s.Paths, st.Paths...)
 	if err := e.Err(); err != nil {
 		s.Trouble = err.Error()

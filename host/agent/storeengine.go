@@ -28,10 +28,12 @@ type storeEngine struct {
 
 // OpenStore opens the store on the LUNs that the shelf grants.
 func OpenStore(cfg Config, log *slog.Logger) OpenEngine {
-	return func(ctx context.Context, g api.Grant) (Engine, error) { return openStore(ctx, cfg, g, log) }
+	return func(ctx context.Context, g api.Grant, acceptLost bool) (Engine, error) {
+		return openStore(ctx, cfg, g, acceptLost, log)
+	}
 }
 
-func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (_ Engine, err error) {
+func openStore(ctx context.Context, cfg Config, g api.Grant, acceptLost bool, log *slog.Logger) (_ Engine, err error) {
 	e := &storeEngine{cfg: cfg}
 	defer func() {
 		if err != nil {
@@ -47,6 +49,7 @@ func openStore(ctx context.Context, cfg Config, g api.Grant, log *slog.Logger) (
 	opt := store.Options{
 		Journal: e.journal, Segments: e.segments, CapacityBytes: g.CapacityBytes, Logger: log.With("part", "store"),
 		BufferBytes: cfg.BufferBytes, MapBytes: cfg.MapBytes, IndexBytes: indexBytes(&cfg), LineBytes: cfg.LineBytes,
+		AcceptLost: acceptLost,
 	}
 	if cfg.CachePath != "" {
 		if e.cache, err = cache.Open(ctx, cache.Options{Path: cfg.CachePath, SizeBytes: cfg.CacheBytes, Logger: log.With("part", "cache")}); err != nil {
@@ -228,6 +231,9 @@ func (e *storeEngine) Stats() EngineStats {
 		DedupRatio: s.DedupRatio, CompressionRatio: s.CompressionRatio,
 	}, Maps: &api.Maps{Bytes: s.MapBytes, LimitBytes: s.MapLimit, Pages: s.MapPages, Resident: s.MapResident, PagesRead: s.PagesRead},
 		Index: &api.Index{Entries: int64(s.IndexEntries), Bytes: s.IndexBytes, Sampled: s.IndexSampled, Ready: s.IndexReady}}
+	for _, x := range e.st.GivenUp() {
+		out.GivenUp = append(out.GivenUp, api.GivenUp(x))
+	}
 	for _, d := range []struct {
 		name string
 		dev  *initiator.Device

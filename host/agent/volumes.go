@@ -210,6 +210,26 @@ func (a *Agent) resizeIndex(ctx context.Context, bytes int64) (x *api.Index, err
 	return x, err
 }
 
+// orderAcceptLost has the next opening of the store give up the pages of maps that cannot be read. It is refused unless such a page is why
+// the store is not open: nothing is given up by a command that was typed too early, or on the wrong host.
+func (a *Agent) orderAcceptLost() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.engine != nil:
+		return refuse(http.StatusConflict, "", "the store is open: nothing has to be given up")
+	case !errors.Is(a.failure, store.ErrMap):
+		why := "nothing failed yet"
+		if a.failure != nil {
+			why = a.failure.Error()
+		}
+		return refuse(http.StatusConflict, "'ledge host status' shows what the agent waits for", "no page of a volume's map is why the store is not open: %s", why)
+	}
+	a.acceptLost = true
+	a.log.Warn("ordered: what cannot be read of the volumes' maps is given up", "error", a.failure)
+	return nil
+}
+
 func compress(ctx context.Context, e Engine, name string, how store.Compression) error {
 	c, ok := e.(Compressor)
 	if !ok {

@@ -115,12 +115,14 @@ type Status struct {
 	Portal  string    `json:"portal"`
 	Store   string    `json:"store,omitempty"` // UUID
 	Figures
-	Cache    Cache  `json:"cache"`
-	Maps     *Maps  `json:"maps,omitempty"`
-	Index    *Index `json:"index,omitempty"`
-	Volumes  int    `json:"volumes"`
-	Sessions int    `json:"sessions"`
-	Paths    []Path `json:"paths"`
+	Cache Cache  `json:"cache"`
+	Maps  *Maps  `json:"maps,omitempty"`
+	Index *Index `json:"index,omitempty"`
+	// GivenUp is what an operator's order gave up when the store was opened: those bytes are read errors until they are written.
+	GivenUp  []GivenUp `json:"given_up,omitempty"`
+	Volumes  int       `json:"volumes"`
+	Sessions int       `json:"sessions"`
+	Paths    []Path    `json:"paths"`
 	// Schedules are the entries of "snapshots" in the configuration.
 	Schedules     []Schedule `json:"schedules"`
 	MaxVolumes    int        `json:"max_volumes"`
@@ -136,6 +138,14 @@ type Maps struct {
 	Pages      int64 `json:"pages"`
 	Resident   int64 `json:"resident_pages"`
 	PagesRead  int64 `json:"pages_read"`
+}
+
+// GivenUp are bytes of a volume, or of one of its snapshots, of which nothing is known any more. Some of them may never have been written.
+type GivenUp struct {
+	Volume      string `json:"volume"`
+	Snapshot    string `json:"snapshot,omitempty"`
+	OffsetBytes int64  `json:"offset_bytes"`
+	Bytes       int64  `json:"bytes"`
 }
 
 // Index is the dedup index: Entries in Bytes of memory, the largest power of two within "memory.index". Sampled: there is no room for all

@@ -36,7 +36,7 @@ func (t *tool) hostCommand() *cobra.Command {
 			return err
 		}),
 	}
-	return group("host", "This host's agent", status, t.hostIndex())
+	return group("host", "This host's agent", status, t.hostIndex(), t.hostAcceptLost())
 }
 
 func (t *tool) hostIndex() *cobra.Command {
@@ -80,6 +80,59 @@ agent ends: "memory": {"index": SIZE} in its configuration is for good.`,
 	}
 }
 
+func (t *tool) hostAcceptLost() *cobra.Command {
+	return &cobra.Command{
+		Use: "accept-lost", Short: "Give up blocks whose place in the store is lost, so that the agent serves again", Args: words(),
+		Long: `A last resort, for when the shelf lost more drives than parity stands for. The agent's maps say where each block is stored;
+a page of them has the places of 2 MiB of a volume. Where the shelf cannot read one, its blocks are read errors, and
+the agent stops when one of them is to be written: the drives may come back. Where they will not, this gives such
+pages up, of all volumes and snapshots: their blocks are read errors until they are written or unmapped. Nothing else
+is touched. See with 'ledge array show' whether drives may come back. It is refused unless that is why the agent does
+not serve, looks through all maps (a minute or two for 10 TiB), and ends when the agent serves.`,
+		Example: "  ledge host accept-lost\n  ledge host accept-lost --json | jq '.[].volume'",
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			c, err := t.agent()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			var s api.Status
+			if err := c.Do(cmd.Context(), http.MethodPost, "/v1/store/accept-lost", map[string]any{}, &s); err != nil {
+				return explain(err)
+			}
+			for shown := ""; s.Phase != api.PhaseServing; {
+				if s.Trouble != shown && !t.json {
+					shown = s.Trouble
+					fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", s.Phase, shown)
+				}
+				select {
+				case <-time.After(500 * time.Millisecond):
+				case <-cmd.Context().Done():
+					return fmt.Errorf("the agent does not serve yet; the order holds: %w", cmd.Context().Err())
+				}
+				if err := c.Do(cmd.Context(), http.MethodGet, "/v1/status", nil, &s); err != nil {
+					return explain(err)
+				}
+			}
+			if t.json {
+				return printJSON(t.out, append([]api.GivenUp{}, s.GivenUp...))
+			}
+			return table(t.out, givenUp(s.GivenUp))
+		}),
+	}
+}
+
+func givenUp(all []api.GivenUp) [][]string {
+	rows := [][]string{{"GIVEN UP IN", "OFFSET", "BYTES"}}
+	for _, x := range all {
+		if x.Snapshot != "" {
+			x.Volume += "@" + x.Snapshot
+		}
+		rows = append(rows, []string{x.Volume, fmt.Sprint(x.OffsetBytes), fmt.Sprint(x.Bytes)})
+	}
+	return rows
+}
+
 func indexWords(x *api.Index) string {
 	s := fmt.Sprintf("%s, %d blocks of %d", api.FormatSize(x.Bytes), x.Entries, x.Bytes/8)
 	if x.Sampled {
@@ -115,6 +168,12 @@ func (t *tool) printHost(s api.Status) error {
 	}
 	if err := facts(t.out, pairs...); err != nil {
 		return err
+	}
+	if len(s.GivenUp) > 0 {
+		fmt.Fprintln(t.out)
+		if err := table(t.out, givenUp(s.GivenUp)); err != nil {
+			return err
+		}
 	}
 	if len(s.Schedules) > 0 {
 		fmt.Fprintln(t.out)

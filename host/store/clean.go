@@ -252,7 +252,7 @@ func (st *Store) beginRound(ctx context.Context, victims []uint32) error {
 		slots, err := st.table(ctx, n)
 		st.mu.Lock()
 		g := st.segs[n]
-		if errors.Is(err, ErrCorrupt) {
+		if errors.Is(err, ErrCorrupt) || errors.Is(err, target.ErrMediumRead) {
 			g.stuck = true
 			st.mu.Unlock()
 			st.opt.Logger.Error("segment cannot be cleaned; it is left as it is", "segment", n, "err", err)
@@ -454,13 +454,17 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 		var stored []byte
 		if to == 0 {
 			fp, known := c.fps[r.at]
-			if stored = lines.block(r.at); checkBlock(r.at, stored) != nil {
-				if stored, err = st.readStored(ctx, r.at); err != nil {
-					return err
+			stored = lines.block(r.at)
+			bad := checkBlock(r.at, stored)
+			if bad != nil {
+				if stored, bad = st.readStored(ctx, r.at); bad == nil {
+					bad = checkBlock(r.at, stored)
+				} else if !errors.Is(bad, target.ErrMediumRead) {
+					return bad
 				}
 			}
-			if err := checkBlock(r.at, stored); err != nil || !known {
-				st.opt.Logger.Error("block cannot be moved", "volume", r.v.name, "block", r.lba, "err", err)
+			if bad != nil || !known {
+				st.opt.Logger.Error("block cannot be moved", "volume", r.v.name, "block", r.lba, "err", bad)
 				st.mu.Lock()
 				st.segs[r.at.segment()].stuck = true
 				st.mu.Unlock()

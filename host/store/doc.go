@@ -25,8 +25,9 @@
 // in memory: 32 MiB for each TiB of a volume; where that is more than three quarters of MapBytes, it is on top. Index: 8 bytes for each
 // stored block; beyond IndexBytes it keeps a sample (package dedup), beside which near.go finds the rest of a run. Segment numbers: 2^28, or what the segment LUN holds.
 //
-// A page that the shelf cannot give back is ErrMediumRead for who reads its blocks; the packer, when it must change such a page,
-// stops the store: it cannot know what it would lose.
+// A block that the shelf cannot give back is ErrMediumRead for who reads it, and for nobody else; the cleaner leaves its segment where it
+// is. A page that it cannot give back is that for its blocks; the packer, when it must change such a page,
+// stops the store (ErrMap): the page may come back, and so may not be replaced. Where it will not, an operator gives it up (giveup.go).
 //
 // # Formats
 //
@@ -68,7 +69,7 @@
 //	last. Stripes of 1 MiB without anything in them are not written.
 //	stored block: crc (4) of segment number (4), offset (4), codec and content; codec (1): 0 raw, 1 S2, 4 Zstandard (RFC 8878); content
 //	stored page, in checkpoint segments: the same; codec 2: 512 places of 8 bytes; 3: runs, see appendRuns
-//	place: segment number (28 bits, the highest), offset (23), stored length (13); 0: nothing
+//	place: segment number (28 bits, the highest), offset (23), stored length (13); 0: nothing; 1: nothing is known any more (giveup.go)
 //	slot, 22 bytes: the first 20 of the fingerprint, stored length (2); the blocks lie one behind the other
 //	wide slot, of version 1, 40 bytes: fingerprint (32), offset (4), stored length (2), zero (2)
 //	log: entries of a kind (1 byte) and varints; see footer.go. That of a moved segment has moves only; its predecessor and
@@ -106,6 +107,9 @@
 // what it does not know. Ten root file systems with room for a tenth of their blocks: 99.98 % of the duplicates are found,
 // before it was 11 %, which is what an index that forgets at random finds. A full index of 4 bytes a block would
 // find duplicates that come alone, too, but 1 TB of blocks needs 1 GB of it, and 8 TB 8.
+//
+// 2026-11-28. What is given up is a place of its own in an ordinary page, and no new version: an agent that does not know it takes the
+// page for damaged, which for its readers is the same.
 //
 // 2026-11-28. A record's checksum is XXH3-64 and no CRC. A block that ends in the CRC-32C of the rest of it, as those of ext4's
 // directories do, brings the register of a CRC-32C to a state that does not depend on the block. So a record whose header had

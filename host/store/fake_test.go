@@ -39,6 +39,7 @@ type memory struct {
 	reads   int64
 	full    func() bool
 	refuse  func(off int64) error
+	bad     func(off int64) bool // a block that cannot be read
 }
 
 func newMemory(t testing.TB, p *power, size int64, store bool) *memory {
@@ -67,6 +68,9 @@ func (m *memory) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	m.reads++
 	for i := 0; i < len(p); i += BlockBytes {
+		if m.bad != nil && m.bad(off+int64(i)) {
+			return target.ErrMediumRead
+		}
 		if b := m.pages[off+int64(i)]; b != nil {
 			copy(p[i:], b)
 		} else {

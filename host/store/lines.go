@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ledge-storage/ledge/host/meter"
+	"github.com/ledge-storage/ledge/target"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -202,6 +203,19 @@ func (l *line) count(m *meter.Volume, start time.Duration) {
 	}
 }
 
+// readAround reads block by block what cannot be read at once. Blocks that cannot be read are zeros in p.
+func (st *Store) readAround(ctx context.Context, p []byte, off int64) error {
+	for at := 0; at < len(p); at += BlockBytes {
+		b := p[at : at+BlockBytes]
+		if err := st.opt.Segments.ReadAt(ctx, b, off+int64(at)); errors.Is(err, target.ErrMediumRead) {
+			clear(b)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fill reads a line from the flash cache or the LUN.
 func (st *Store) fill(ctx context.Context, m *meter.Volume, l *line) {
 	defer close(l.ready)
@@ -211,7 +225,16 @@ func (st *Store) fill(ctx context.Context, m *meter.Volume, l *line) {
 		asked := start
 		start = m.Now()
 		m.Miss.Add(start - asked)
-		if l.err = st.opt.Segments.ReadAt(ctx, p, l.key.offset()); l.err != nil {
+		whole := true
+		if l.err = st.opt.Segments.ReadAt(ctx, p, l.key.offset()); errors.Is(l.err, target.ErrMediumRead) {
+			whole, l.err = false, st.readAround(ctx, p, l.key.offset())
+		}
+		if l.err != nil {
+			return
+		}
+		if !whole { // what of it cannot be read fails its blocks' checksums: they are read again, and their readers told
+			l.count(m, start)
+			l.data = p
 			return
 		}
 	}

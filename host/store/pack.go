@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -233,6 +234,11 @@ func (st *Store) findDuplicates(ctx context.Context, items []packItem, fps []ded
 			}
 			// The block is at hand: storing it again is safer than depending on a table
 			// that could not be read.
+			if errors.Is(err, ErrCorrupt) || errors.Is(err, target.ErrMediumRead) { // nor will it be tried for each block
+				st.mu.Lock()
+				st.segs[ref.Segment].stuck = true
+				st.mu.Unlock()
+			}
 			st.opt.Logger.Warn("table not readable; storing a block again", "segment", ref.Segment, "err", err)
 			continue
 		}
@@ -264,7 +270,7 @@ func (st *Store) usable(n uint32) bool {
 	st.mu.RLock()
 	defer st.mu.RUnlock()
 	s := st.segs[n]
-	return s != nil && !s.condemned
+	return s != nil && !s.condemned && !s.stuck
 }
 
 func (st *Store) compress(items []packItem) {
@@ -347,6 +353,9 @@ func (st *Store) point(v *Volume, lba uint64, l loc) { v.m.set(&st.maps, lba, l)
 
 // hold and release count the references of pages to segments. mu is held.
 func (st *Store) hold(l loc) {
+	if l == lost {
+		return
+	}
 	st.references++
 	if s := st.segs[l.segment()]; s != nil {
 		s.live++
@@ -354,6 +363,9 @@ func (st *Store) hold(l loc) {
 }
 
 func (st *Store) release(l loc) {
+	if l == lost {
+		return
+	}
 	st.references--
 	if s := st.segs[l.segment()]; s != nil {
 		s.live--

@@ -173,10 +173,11 @@ const (
 
 // encodePage fills dst, which has pageScratch bytes, and returns how many it used; the checksum is left to sealBlock.
 func encodePage(dst []byte, at *places) int {
-	b := appendRuns(dst[:blockHeader], at[:])
-	if len(b) < blockHeader+pageBytes {
-		dst[4] = codecRuns
-		return len(b)
+	if !slices.Contains(at[:], lost) {
+		if b := appendRuns(dst[:blockHeader], at[:]); len(b) < blockHeader+pageBytes {
+			dst[4] = codecRuns
+			return len(b)
+		}
 	}
 	dst[4] = codecPlaces
 	for i, l := range at {
@@ -213,7 +214,7 @@ func decodePage(rest loc, p []byte, exists func(uint32) bool) (*places, error) {
 	}
 	if at != nil {
 		for _, l := range at {
-			if l != 0 && (!l.valid() || !exists(l.segment())) {
+			if l != 0 && l != lost && (!l.valid() || !exists(l.segment())) {
 				return nil, fmt.Errorf("page at segment %d offset %d names segment %d: %w", rest.segment(), rest.off(), l.segment(), ErrCorrupt)
 			}
 		}
@@ -306,6 +307,12 @@ func (st *Store) storedPage(ctx context.Context, m *meter.Volume, rest loc) ([]b
 // content is that of p, whose content was not in memory when it lay at rest. stale: it has changed since.
 func (st *Store) content(ctx context.Context, m *meter.Volume, p *page, rest loc) (at *places, stale bool, err error) {
 	b, err := st.storedPage(ctx, m, rest)
+	if errors.Is(err, target.ErrMediumRead) {
+		st.mu.Lock()
+		st.counters.badBlocks++
+		st.mu.Unlock()
+		return nil, false, fmt.Errorf("%w: %w", ErrMap, err)
+	}
 	if err != nil {
 		return nil, false, err
 	}
@@ -327,7 +334,7 @@ func (st *Store) content(ctx context.Context, m *meter.Volume, p *page, rest loc
 		return at, stale, nil
 	}
 	st.opt.Logger.Error("page of a map not readable", "err", err)
-	return nil, false, fmt.Errorf("store: map: %w: %w", err, target.ErrMediumRead)
+	return nil, false, fmt.Errorf("%w: %w: %w", ErrMap, err, target.ErrMediumRead)
 }
 
 // want brings the content of p into memory, where it is when want returns, if nobody took it away again.

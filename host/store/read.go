@@ -126,6 +126,9 @@ func (v *Volume) near(lba uint64, dst []byte, durable bool) (where, error) {
 		clear(dst)
 		return where{}, nil
 	}
+	if l == lost {
+		return where{}, fmt.Errorf("store: volume %s block %d: it was given up with a page of the map: %w", v.name, lba, target.ErrMediumRead)
+	}
 	if b := st.inMemory[l.segment()]; b != nil {
 		return where{}, decodeBlock(l, dst, b.buf[l.off():l.off()+l.len()])
 	}

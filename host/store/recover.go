@@ -39,6 +39,11 @@ func (st *Store) recover(ctx context.Context) error {
 	if err := st.loadCheckpoint(ctx, &old); err != nil {
 		return err
 	}
+	if st.opt.AcceptLost {
+		if err := st.giveUp(ctx); err != nil {
+			return fmt.Errorf("store: give up what is lost: %w", err)
+		}
+	}
 	loaded := time.Now()
 	applied, err := st.replaySegments(ctx, max(old.ckptFrom+old.ckptSegs, 1), old.reserved)
 	if err != nil {
@@ -53,7 +58,7 @@ func (st *Store) recover(ctx context.Context) error {
 	replayed := applied > 0 || len(st.queue) > 0 // asked before the packer takes from the queue
 	st.wg.Go(st.packLoop)
 	st.wg.Go(st.sealLoop)
-	if replayed {
+	if replayed || len(st.givenUp) > 0 {
 		err = st.checkpoint(ctx, false)
 	} else {
 		if err = st.writeSuper(ctx, func(s *superblock) { st.journalStart(s) }); err == nil {

@@ -736,7 +736,7 @@ func checkCounts(t *testing.T, st *Store) {
 			for _, l := range p.at {
 				if l != 0 {
 					count++
-					if seen[p] == 1 {
+					if seen[p] == 1 && l != lost {
 						live[l.segment()]++
 					}
 				}

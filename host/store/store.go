@@ -39,6 +39,8 @@ var (
 	ErrCompression = errors.New("store: no such compression")
 	// ErrHasSnapshots: a volume is deleted after its snapshots.
 	ErrHasSnapshots = errors.New("store: volume has snapshots")
+	// ErrMap: a page of a volume's map cannot be read. It wraps target.ErrMediumRead; see Options.AcceptLost.
+	ErrMap = errors.New("store: a page of a volume's map is not readable")
 	// ErrNoClone: only a clone of a snapshot that is there can be promoted.
 	ErrNoClone = errors.New("store: not a clone of a snapshot that exists")
 )
@@ -70,6 +72,9 @@ type Options struct {
 	// CheckpointSegments is after how many segments a checkpoint is due; zero: 64, and more when
 	// the map is large, so that checkpoints stay a small part of what is written.
 	CheckpointSegments int
+	// AcceptLost has Open give up the pages of maps that cannot be read, of all volumes and snapshots: nothing is known any more of
+	// what their blocks hold. Without it such a page stops the store when it is to be changed. GivenUp tells which blocks that were.
+	AcceptLost bool
 	// Now is the time that snapshots get; nil: the machine's.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -202,6 +207,7 @@ type Store struct {
 	counters     counters
 	indexReady   bool
 	recovering   bool
+	givenUp      []GivenUp
 
 	// Owned by the packer.
 	open        *builder
@@ -230,7 +236,7 @@ type segment struct {
 	live      int64  // references from maps
 	condemned bool
 	victim    bool // being cleaned
-	stuck     bool // something in it cannot be read: the cleaner leaves it alone from now on
+	stuck     bool // something in it cannot be read: the cleaner leaves it alone from now on, and nothing new refers to it
 	shares    []share
 }
 
