@@ -101,7 +101,7 @@ func TestCleanerMeetsUnreadable(t *testing.T) {
 	sh.segments.bad = func(off int64) bool { return bad[off] }
 	sh.p.mu.Unlock()
 	for k := range 400 {
-		i := 40 + rng.IntN(len(seeds)-40)
+		i := rng.IntN(len(seeds)/5)*5 + 1 + rng.IntN(4) // a fifth of each segment stays
 		seeds[i] = uint64(1000 + k)
 		if err := v.Write(ctx, uint64(i)*100, noise(seeds[i], 100)); errors.Is(err, target.ErrNoSpace) {
 			must(t, st.Sync(ctx))
