@@ -53,6 +53,7 @@ type Options struct {
 	inline                 bool
 	now                    func() time.Time
 	slowTimeout            time.Duration
+	newAsync               func() (async, error)
 	regionBytes, lineBytes uint32
 }
 
@@ -68,15 +69,18 @@ type Cache struct {
 	flushes chan *buffer
 	free    chan *buffer // two in all
 	resizes chan resize
-	stop    chan struct{}
-	wg      sync.WaitGroup // the goroutines
-	readWG  sync.WaitGroup // calls of Read
-	ops     sync.Pool
-	lines   sync.Pool
+	// contexts are those of reads that the kernel has: of readers in all, nil where none was needed yet.
+	contexts chan async
+	stop     chan struct{}
+	wg       sync.WaitGroup // the goroutines
+	readWG   sync.WaitGroup // calls of Read
+	ops      sync.Pool
+	lines    sync.Pool
 
 	reading, writing health
 	bypassed         atomic.Bool  // nothing is read or written
 	full             atomic.Bool  // nothing is written
+	synchronous      atomic.Bool  // the kernel takes no reads of its own, or none of this medium
 	unsynced         atomic.Bool  // a table may be in the drive's cache only
 	inflight         atomic.Int64 // reads that may use the medium
 	stuck            atomic.Int64 // in the medium, and waited for no more
@@ -138,6 +142,9 @@ func Open(ctx context.Context, o Options) (*Cache, error) {
 	if o.lineBytes == 0 {
 		c.opt.lineBytes = LineBytes
 	}
+	if o.newAsync == nil {
+		c.opt.newAsync = newAIO
+	}
 	c.ops.New = c.newOp
 	c.lines.New = func() any { return make([]byte, c.opt.lineBytes) }
 	c.lastFlush = c.opt.now()
@@ -152,7 +159,9 @@ func Open(ctx context.Context, o Options) (*Cache, error) {
 		c.log.Error("cache bypassed: its medium fails; reads go to the shelf", "err", err)
 	}
 	if !o.inline {
+		c.contexts = make(chan async, readers)
 		for range readers {
+			c.contexts <- nil
 			c.wg.Go(c.readLoop)
 		}
 		c.wg.Go(c.writeLoop)
@@ -402,6 +411,7 @@ func (c *Cache) Close() error {
 	case <-timer.C:
 		return errors.Join(fmt.Errorf("cache %s: %d requests hang in the medium: %w", c.opt.Path, c.stuck.Load(), ErrStuck), c.closeMedium())
 	}
+	c.endAsync()
 	return errors.Join(c.reading.err(), c.writing.err(), c.closeMedium())
 }
 

@@ -15,13 +15,13 @@ import (
 )
 
 // A medium that hangs holds whoever asks it, often for minutes, and nothing in the kernel takes a
-// read back. So nobody asks it himself: readers hand their request to one of a fixed number of
+// read back. So nobody asks it himself: readers hand their request to the kernel (async.go) or to one of a fixed number of
 // goroutines, and leave it there when its time is over, buffer and all. Whoever is stuck in the
 // medium is counted, and as long as there is one, a bypassed medium stays bypassed: a hang
-// costs at most readers+2 goroutines and their buffers, however long it lasts.
+// costs at most 2·readers+2 goroutines and their buffers, however long it lasts.
 
 const (
-	readers     = 64 // reads in the medium at once
+	readers     = 64 // reads in the medium at once, either way
 	slowTimeout = 10 * time.Second
 )
 
@@ -74,6 +74,13 @@ func (c *Cache) readOp(o *op) error {
 	if f, ok := o.m.(*file); ok && f.buffered && f.readCached(o.buf[:o.n], o.off) {
 		return nil
 	}
+	if m, ok := o.m.(asyncMedium); ok && !c.synchronous.Load() {
+		if fd, ok := m.async(); ok {
+			if done, err := c.readAsync(o, fd); done {
+				return err
+			}
+		}
+	}
 	o.call.settled.Store(false)
 	o.timer.Reset(c.opt.ReadTimeout)
 	select {
@@ -116,9 +123,13 @@ func readFull(m io.ReaderAt, p []byte, off int64) error {
 		return nil
 	}
 	if err == nil || err == io.EOF {
-		err = fmt.Errorf("the medium ends at %d: %w", off+int64(n), io.ErrUnexpectedEOF)
+		err = endsAt(off + int64(n))
 	}
 	return err
+}
+
+func endsAt(off int64) error {
+	return fmt.Errorf("the medium ends at %d: %w", off, io.ErrUnexpectedEOF)
 }
 
 // slow does what the writer, Open and Close ask of the medium. If it returns errLate, f runs still.
@@ -155,8 +166,11 @@ func (c *Cache) slow(f func() error) error {
 // file is a medium in a file or on a block device.
 type file struct {
 	*os.File
+	fd                int
 	buffered, regular bool
 }
+
+func (f *file) async() (int, bool) { return f.fd, !f.buffered }
 
 // ErrInUse: another process uses the medium.
 var ErrInUse = errors.New("cache: in use")
@@ -184,6 +198,7 @@ func openFile(o *Options) (medium, int64, error) {
 	} else if err != nil {
 		return nil, 0, fmt.Errorf("cache: %w", err)
 	}
+	f.fd = int(f.Fd())
 	size, err := f.prepare(o)
 	if err != nil {
 		f.Close()
@@ -198,7 +213,7 @@ func isDevice(path string) bool {
 }
 
 func (f *file) prepare(o *Options) (size int64, err error) {
-	if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err = syscall.Flock(f.fd, syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	info, err := f.Stat()
@@ -213,7 +228,7 @@ func (f *file) prepare(o *Options) (size int64, err error) {
 		size, err = f.Seek(0, io.SeekEnd)
 	}
 	if err == nil && f.buffered {
-		unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM) // a hint: readahead would read neighbours in vain
+		unix.Fadvise(f.fd, 0, 0, unix.FADV_RANDOM) // a hint: readahead would read neighbours in vain
 	}
 	if o.SizeBytes > 0 {
 		size = min(size, o.SizeBytes)
@@ -222,10 +237,10 @@ func (f *file) prepare(o *Options) (size int64, err error) {
 }
 
 // Sync makes what was written durable; the file's times are not worth a journal commit.
-func (f *file) Sync() error { return unix.Fdatasync(int(f.Fd())) }
+func (f *file) Sync() error { return unix.Fdatasync(f.fd) }
 
 // readCached reads what is in the page cache whole, without waiting for the medium.
 func (f *file) readCached(p []byte, off int64) bool {
-	n, err := unix.Preadv2(int(f.Fd()), [][]byte{p}, off, unix.RWF_NOWAIT)
+	n, err := unix.Preadv2(f.fd, [][]byte{p}, off, unix.RWF_NOWAIT)
 	return err == nil && n == len(p)
 }

@@ -67,6 +67,11 @@
 // 0.58, 1.1 0.83 for 0.80, with a fifth of the writes; a scan of forty times the cache leaves 0.997 of
 // a hot set's hits. More of a region kept is a point or two more hits, for as many more writes.
 //
+// # Reads
+//
+// Past the page cache the kernel has a read, and who wants it waits for the answer himself (async.go). 2026-11-28, 8 KiB at random of a
+// virtual disk: 59 to 71 µs so, by a goroutine that is handed the request 77 to 90, by a bare pread 63 to 75.
+//
 // # Memory
 //
 // 13 bytes for each line and 4 for its ghost: 0.26 GB for 1 TB; and two regions, 256 lines

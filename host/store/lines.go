@@ -31,9 +31,24 @@ type lineCache struct {
 	mu    sync.Mutex
 	limit int
 	lines map[lineKey]*line
-	order list.List    // of *line, last used first
-	parts [128]lineKey // that parts were read of lately, by hash
+	order list.List // of *line, last used first
+	parts [128]part // that were read lately, by hash
+	turn  uint64    // counts those who ask for parts
 }
+
+// part notes that a part of the line, which ends there in the segment, was read in that turn.
+type part struct {
+	line lineKey
+	end  int
+	turn uint64
+}
+
+// Who goes on where a part ended, or nearly, within so many turns, reads in sequence: a few dozen streams at once are found, and of
+// reads at random few are taken for one, also where the data are little.
+const (
+	partMoment = 64
+	partNear   = 8 << 10
+)
 
 type line struct {
 	key   lineKey
@@ -71,15 +86,17 @@ func (c *lineCache) get(k lineKey) (l *line, mine bool) {
 	return l, true
 }
 
-// wantsPart says whether a part of the line is enough: it is not here, nor was it asked for a moment ago.
-func (c *lineCache) wantsPart(k lineKey) bool {
+// wantsPart says whether a part of the line, from from to to in the segment, is enough: the line is not here, and the part does not go on
+// where one ended a moment ago.
+func (c *lineCache) wantsPart(k lineKey, from, to int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	last := &c.parts[(k.segment*31+uint32(k.line))%uint32(len(c.parts))]
-	if c.lines[k] != nil || *last == k {
+	c.turn++
+	if c.lines[k] != nil || last.line == k && c.turn-last.turn <= partMoment && from >= last.end-partNear && from <= last.end+partNear {
 		return false
 	}
-	*last = k
+	*last = part{k, to, c.turn}
 	return true
 }
 

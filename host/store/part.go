@@ -14,7 +14,7 @@ const partBytes = 16 << 10
 var partBuffers = sync.Pool{New: func() any { return new([partBytes]byte) }}
 
 // readPart is step 3 and 4 for a small read at random: a line is sixteen times what a block needs of the flash.
-// The second time that a line is asked for, it is read whole: then reads are in sequence, or the line is
+// Where a part goes on where one ended a moment ago, or is the same, the line is read whole: then reads are in sequence, or it is
 // wanted in RAM. It returns false if it did nothing that counts. sample says to time it.
 func (st *Store) readPart(m *meter.Volume, sample bool, lba uint64, dst []byte, far []where) bool {
 	cache, ok := st.opt.Cache.(partCache)
@@ -36,7 +36,7 @@ func (st *Store) readPart(m *meter.Volume, sample bool, lba uint64, dst []byte, 
 	p, start := buf[:to-from], time.Duration(0)
 	for at := from; at < to; { // in one line or two
 		n := min(to, (at/LineBytes+1)*LineBytes) - at
-		if !st.lines.wantsPart(lineKey{segment, at / LineBytes}) {
+		if !st.lines.wantsPart(lineKey{segment, at / LineBytes}, at, at+n) {
 			return false
 		}
 		if sample && at == from {
@@ -65,8 +65,6 @@ func (st *Store) readPart(m *meter.Volume, sample bool, lba uint64, dst []byte, 
 	if sample {
 		m.Decoded(start)
 	}
-	st.mu.Lock()
-	st.counters.cacheHits++
-	st.mu.Unlock()
+	st.partHits.Add(1)
 	return true
 }

@@ -67,7 +67,7 @@ func TestParts(t *testing.T) {
 		t.Errorf("%d parts of 2048 reads in sequence", n)
 	}
 	for i := range st.lines.parts {
-		st.lines.parts[i] = lineKey{}
+		st.lines.parts[i] = part{}
 	}
 	cache.damaged = 1
 	read(700)

@@ -13,8 +13,8 @@ import (
 //
 //  1. the dirty map: what is in no segment yet (after waiting until it is durable);
 //  2. the map, and there a segment that is in memory still;
-//  3. the line cache in RAM, the flash cache, the segment LUN (lines.go), a line at a time; a small read whose line was not
-//     asked for lately gets no more than it needs from the flash cache (part.go);
+//  3. the line cache in RAM, the flash cache, the segment LUN (lines.go), a line at a time; a small read that does not
+//     go on where one ended lately gets no more than it needs from the flash cache (part.go);
 //  4. the block's checksum, which covers its address; then it is decoded.
 //
 // A block whose line fails the checksum is read again from the LUN, past the caches; then the map is

@@ -71,7 +71,7 @@ func (st *Store) Stats() Stats {
 	s := Stats{
 		AllocatedBytes: int64(len(st.segs)+st.ckptSegments) * SegmentBytes, StoredBytes: st.ckptBytes,
 		JournalBytes: int64(st.ringSize), JournalUsedBytes: int64(st.head - st.tail),
-		CacheHits: c.cacheHits, CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.bytes(), MapLimit: st.maps.limit, MapPages: st.maps.pages, MapResident: st.maps.resident,
+		CacheHits: c.cacheHits + st.partHits.Load(), CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.bytes(), MapLimit: st.maps.limit, MapPages: st.maps.pages, MapResident: st.maps.resident,
 		IndexEntries: st.index.Load().Len(), IndexBytes: st.index.Load().Bytes(), IndexSampled: st.index.Load().Forgot(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,

@@ -143,8 +143,10 @@ type Store struct {
 	opt    Options
 	hasher *dedup.Hasher
 	index  atomic.Pointer[dedup.Index]
-	near   near // the packer's
-	lines  *lineCache
+	// partHits are cache hits beside those of counters: no read takes mu for itself alone for them.
+	partHits atomic.Int64
+	near     near // the packer's
+	lines    *lineCache
 
 	unmetered *meter.Volume // counts the cleaner and snapshots
 
