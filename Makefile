@@ -43,7 +43,7 @@ unit: ## tests of every package, without the booted system (uncached: some build
 	$(MAKE) store-sim
 
 store-sim: ## simulation of the host's store with small segments: SEEDS (20000, as make test has) from FIRST (1) on
-	GOGC=400 $(GO) test -count=1 -timeout 0 -tags smallstore -v ./host/store -run 'TestSimulation$$' -args -seeds $(or $(SEEDS),20000) -from $(or $(FIRST),1) \
+	GOGC=400 $(GO) test -count=1 -timeout 0 -tags smallstore -v ./host/store -run 'TestSimulation$$|TestCleaningAmplification' -args -seeds $(or $(SEEDS),20000) -from $(or $(FIRST),1) \
 	  | grep -vE '^ *(=== |--- PASS: TestSimulation/)'; test $${PIPESTATUS[0]} = 0
 
 lab: build packages image ## end-to-end tests on the booted image

@@ -26,13 +26,15 @@ import (
 // place, and that is there: victims are freed by a checkpoint, behind which nothing is replayed.
 
 const (
-	leastRound     = 1 << 13 // blocks that a round may move in any case,
-	mostRound      = 1 << 17 // and at most: its lists are in memory
-	mostRoom       = 64      // segments free, below which cleaning is due: what a round may need
-	roundShare     = 128     // or this part of all mapped blocks, because a round looks through all of them
-	deadWorthIt    = 16      // segments without references that are worth a checkpoint
-	victimPercent  = 80      // of a segment in use, above which it is left alone while there is room
-	garbagePercent = 30      // of all segments' bytes not in use, above which cleaning is due
+	leastRound     = 4 * SegmentBytes / BlockBytes // blocks that a round may move in any case,
+	mostRound      = 1 << 17                       // and at most: its lists are in memory
+	mostRoom       = 64                            // segments free, below which cleaning is due: what a round may need
+	roundShare     = 128                           // or this part of all mapped blocks, because a round looks through all of them
+	dueOf          = 32                            // a checkpoint is due when so many times what it would write was written,
+	paysOf         = 16                            // or when it frees so many times that
+	deadWorthIt    = 16                            // segments without references that are worth a checkpoint
+	victimPercent  = 80                            // of a segment in use, above which it is left alone while there is room
+	garbagePercent = 30                            // of all segments' bytes not in use, above which cleaning is due
 	moveAtOnce     = 64
 	hurryBlocks    = 4096 // moved between two batches when writers wait,
 	idleBlocks     = 512  // when there are none,
@@ -47,6 +49,7 @@ type round struct {
 	looking *look           // through the maps, still
 	refs    []reference     // still to be looked at
 	moved   map[loc]loc
+	updated map[uint32]float64 // of victims, as of segment
 	// segs is how many segments there were before.
 	segs int
 }
@@ -68,7 +71,7 @@ func (st *Store) maintain(ctx context.Context, packed int) error {
 	st.mu.Lock()
 	due := st.opt.CheckpointSegments
 	if due == 0 {
-		due = max(64, 8*st.ckptCost())
+		due = max(64, dueOf*st.ckptCost())
 	}
 	pressed := st.maps.pressed()
 	busy := st.recovering || st.closed // Close gives unused segment numbers back: none may be taken behind it
@@ -114,14 +117,21 @@ func (st *Store) maintain(ctx context.Context, packed int) error {
 	return st.look(ctx, starved)
 }
 
-// pays: a checkpoint frees as much as it writes; or a quarter of it, when there is nothing else to do.
-// It is the packer's to ask.
+// pays: a checkpoint frees many times what it writes, or most of what is kept free; or a quarter of what it writes, when there is nothing
+// else to do. It is the packer's to ask.
 func (st *Store) pays(idle bool) bool {
-	least := st.ckptCost()
+	cost := st.ckptCost()
+	least := max(cost, min(paysOf*cost, st.low()*3/4))
 	if idle {
-		least /= 4
+		least = cost / 4
 	}
 	return st.freeable >= max(least, 1)
+}
+
+// low is how many segments are to be free at least: where there are fewer, cleaning is due. mu is held, at least for reading, or it is the
+// packer who asks.
+func (st *Store) low() int {
+	return min(max(4, int(st.opt.CapacityBytes/SegmentBytes)/24), mostRoom+2*st.ckptCost())
 }
 
 func (st *Store) allocated() int {
@@ -136,9 +146,9 @@ func (st *Store) look(ctx context.Context, starved bool) error {
 	total := int(st.opt.CapacityBytes / SegmentBytes)
 	free := total - st.taken() - st.spare
 	many, ckpt := len(st.segs), st.ckptSegments
-	cost := st.ckptCost()
+	low := st.low()
 	st.mu.RUnlock()
-	tight := free <= min(max(4, total/24), mostRoom+2*cost)
+	tight := free <= low
 	every := 64
 	if tight {
 		every = 4 + many/4096 // to look at all segments takes a microsecond for 20 of them
@@ -206,26 +216,7 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 	if len(live) > 0 {
 		garbagePercent = 100 - total*100/(int64(len(live))*SegmentBytes)
 	}
-	slices.SortFunc(victims, func(a, b uint32) int { return cmp.Compare(live[a], live[b]) })
 	most := min(max(leastRound, mapped/roundShare), mostRound)
-	blocks, bytes, good := int64(0), int64(0), 0
-	gain := func(n int) int { return n - int((bytes+SegmentBytes-1)/(SegmentBytes*31/32)) }
-	for i, n := range victims {
-		blocks, bytes = blocks+st.segs[n].live, bytes+live[n]
-		changed := min(blocks, st.maps.pages) * (blockHeader + pageBytes) // of maps, at most
-		if blocks > most && i > 0 || bytes+changed > int64(room)*SegmentBytes {
-			break
-		}
-		// While there is room only what is emptier than the limit is worth it; when there is none, the first segments gained are.
-		if gain(i+1) >= 4 && live[n]*100 >= SegmentBytes*victimPercent {
-			break
-		}
-		good = i + 1
-	}
-	bytes = 0
-	for _, n := range victims[:good] {
-		bytes += live[n]
-	}
 	least := 4
 	switch {
 	case starved:
@@ -233,10 +224,49 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 	case tight:
 		least = 2 // what is open is sealed for the checkpoint: one segment may be lost by that
 	}
-	if gain(good) < least {
-		return nil, dead, garbagePercent, found
+	choose := func(all []uint32) (good []uint32, gain int) {
+		blocks, bytes := int64(0), int64(0)
+		for i, n := range all {
+			blocks, bytes = blocks+st.segs[n].live, bytes+live[n]
+			changed := min(blocks, st.maps.pages) * (blockHeader + pageBytes) // of maps, at most
+			if blocks > most && i > 0 || bytes+changed > int64(room)*SegmentBytes {
+				break
+			}
+			// While there is room only what is emptier than the limit is worth it; when there is none, the first segments gained are.
+			if gain >= 4 && live[n]*100 >= SegmentBytes*victimPercent {
+				break
+			}
+			good, gain = all[:i+1], i+1-int((bytes+SegmentBytes-1)/(SegmentBytes*31/32))
+		}
+		return good, gain
 	}
-	return victims[:good], dead, garbagePercent, found
+	slices.SortFunc(victims, func(a, b uint32) int { return cmp.Compare(live[a], live[b]) })
+	if !starved {
+		// Of those that are empty enough, those that will not get much emptier soon.
+		few := slices.Clone(victims)
+		few = slices.DeleteFunc(few, func(n uint32) bool { return live[n]*100 >= SegmentBytes*victimPercent })
+		decline := make(map[uint32]float64, len(few))
+		for _, n := range few {
+			decline[n] = st.decline(n, live[n])
+		}
+		slices.SortStableFunc(few, func(a, b uint32) int { return cmp.Compare(decline[a], decline[b]) })
+		if good, gain := choose(few); gain >= 4 {
+			return good, dead, garbagePercent, found
+		}
+	}
+	if good, gain := choose(victims); gain >= least {
+		return good, dead, garbagePercent, found
+	}
+	return nil, dead, garbagePercent, found
+}
+
+// decline is how fast the cost of cleaning a segment falls while it waits: those are cleaned first with which waiting gains least. The emptiest
+// first is best where all blocks are overwritten alike, and half as good as this where few are overwritten often: it waits for the
+// cold ones for ever, which keep what little of them is free. Lomet and Luo, "Efficiently Reclaiming Space in a Log Structured Store"
+// (2020), section 4, with the segment's penultimate update for an estimate of how often its blocks are overwritten. mu is held.
+func (st *Store) decline(n uint32, live int64) float64 {
+	u := min(float64(live)/SegmentBytes, 0.999)
+	return u / ((1 - u) * (1 - u) * max(1, st.clock-st.segs[n].updated))
 }
 
 // reference is a block of a volume that is stored in a segment to be cleaned.
@@ -247,7 +277,7 @@ type reference struct {
 }
 
 func (st *Store) beginRound(ctx context.Context, victims []uint32) error {
-	c := &round{fps: map[loc]digest{}, moved: map[loc]loc{}, set: map[uint32]bool{}, segs: st.allocated()}
+	c := &round{fps: map[loc]digest{}, moved: map[loc]loc{}, set: map[uint32]bool{}, updated: map[uint32]float64{}, segs: st.allocated()}
 	for _, n := range victims {
 		slots, err := st.table(ctx, n)
 		st.mu.Lock()
@@ -263,6 +293,7 @@ func (st *Store) beginRound(ctx context.Context, victims []uint32) error {
 			return err // the store ends
 		}
 		g.victim = true
+		c.updated[n] = g.updated
 		st.mu.Unlock()
 		c.set[n] = true
 		c.victims = append(c.victims, n)
@@ -346,14 +377,17 @@ func (st *Store) whereIs(l loc) loc {
 }
 
 // lookSome looks through one node of a map for blocks in the round's victims, and says what that is beside moving so many blocks. When
-// all maps are done the references are sorted as the blocks lie in the segments. A page that several maps share is
+// all maps are done the references are sorted, within a segment as the blocks lie there. A page that several maps share is
 // looked through once: a move is for all of them. One that changes behind the look keeps what it refers to; so does one of a map
 // that is taken apart.
 func (st *Store) lookSome(ctx context.Context, c *round) (quota int, err error) {
 	k := c.looking
 	if len(k.maps) == 0 {
 		c.looking = nil
-		slices.SortFunc(c.refs, func(a, b reference) int {
+		slices.SortFunc(c.refs, func(a, b reference) int { // those first that are overwritten least, so that like comes to like
+			if x, y := a.at.segment(), b.at.segment(); x != y && c.updated[x] != c.updated[y] {
+				return cmp.Compare(c.updated[x], c.updated[y])
+			}
 			if a.at != b.at {
 				return int(int64(a.at>>1) - int64(b.at>>1))
 			}
@@ -474,7 +508,7 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 				return err
 			}
 			st.mu.Lock()
-			to = st.relocating.append(stored, fp)
+			to = st.relocating.append(stored, fp, c.updated[r.at.segment()])
 			st.charge(st.relocating.info, r.v, len(stored)+slotBytes, 1)
 			st.mu.Unlock()
 			c.moved[r.at] = to

@@ -96,8 +96,8 @@
 // a read then needs no table. The slot number lives in the dedup index only, where the table is read
 // anyhow, to verify.
 //
-// 2026-11-27. A checkpoint writes the pages of maps that have changed, and the place of every page, and is due when eight times
-// what it would write has been written in segments, so that it costs at most an eighth. In between, the logs of segments carry
+// 2026-11-27. A checkpoint writes the pages of maps that have changed, and the place of every page, and is due when so many times
+// what it would write has been written in segments (dueOf). In between, the logs of segments carry
 // every change, and the journal is released without a checkpoint. Before, it held the whole map, which had to be in memory
 // whole. A page is a stored block, so the caches, the checksum and the cleaner's rule (a segment goes when nothing
 // in it counts) are those of data. The list of pages stays in memory and is written whole, 13 bytes a page or less: a third
@@ -107,6 +107,12 @@
 // what it does not know. Ten root file systems with room for a tenth of their blocks: 99.98 % of the duplicates are found,
 // before it was 11 %, which is what an index that forgets at random finds. A full index of 4 bytes a block would
 // find duplicates that come alone, too, but 1 TB of blocks needs 1 GB of it, and 8 TB 8.
+//
+// 2026-11-28. Victims are chosen by how little is gained by waiting with them (Store.decline), and what is moved is sorted by how often it
+// is overwritten. Write amplification at 80 % full, in the steady state, of 4096 segments: 90 % of overwrites in 10 % of the
+// blocks 1.75, the emptiest first 2.50; uniform 2.88, 2.97. A store of 192 segments, whose reserves weigh more: 3.75 and 4.14, 3.81 and
+// 4.34. Checkpoints are due half as often as they were: what they write was an eighth of all, of uniform overwrites.
+// Cost-benefit with the age of segments was 1.93 and 2.79 in a model of this, the emptiest first 2.56 and 2.27, this 1.68 and 2.31.
 //
 // 2026-11-28. What is given up is a place of its own in an ordinary page, and no new version: an agent that does not know it takes the
 // page for damaged, which for its readers is the same.

@@ -307,7 +307,7 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 			c.refs = append(c.refs, reference{it.v, it.lba, it.place})
 		}
 	} else {
-		it.place = b.append(it.stored, shorten(&fps[i]))
+		it.place = b.append(it.stored, shorten(&fps[i]), st.penultimate(it))
 		b.log.store(it.v.id, it.lba, it.place)
 		st.index.Load().Insert(&fps[i], dedup.Ref{Segment: b.number, Slot: uint16(len(b.slots) - 1)})
 		st.charge(b.info, it.v, len(it.stored)+slotBytes, 1)
@@ -316,18 +316,30 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 		it.v.Meter().StoredBytes.Add(uint64(len(it.stored)))
 	}
 	st.point(it.v, it.lba, it.place)
+	st.clock++
 	it.stored = nil
 	return nil
 }
 
-// append puts a stored block behind the last one, and says where.
-func (b *builder) append(stored []byte, fp digest) loc {
+// penultimate estimates when the block that it overwrites was written: between the last update but one of the segment it lies in, and
+// now. Of one that overwrites nothing, and of what was there at the opening, it is the beginning: cold, until more is known. mu is held.
+func (st *Store) penultimate(it *packItem) float64 {
+	old := it.v.m.get(it.lba)
+	if s := st.segs[old.segment()]; old != 0 && s != nil {
+		return (s.updated + st.clock) / 2
+	}
+	return 0
+}
+
+// append puts a stored block behind the last one, and says where. updated is the estimate of its last update but one.
+func (b *builder) append(stored []byte, fp digest, updated float64) loc {
 	copy(b.buf[b.fill:], stored)
 	sealBlock(b.number, b.fill, b.buf[b.fill:b.fill+len(stored)])
 	l := makeLoc(b.number, b.fill, len(stored))
 	b.slots = append(b.slots, slot{fp: fp, off: uint32(b.fill), len: uint16(len(stored))})
 	b.fill += len(stored)
 	b.info.slots++
+	b.info.updated += (updated - b.info.updated) / float64(b.info.slots)
 	return l
 }
 

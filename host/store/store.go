@@ -224,6 +224,7 @@ type Store struct {
 	condemned   []uint32 // to free once the next superblock is durable
 	pass        uint64   // over all maps
 	relocating  *builder // what the cleaner moves
+	clock       float64  // blocks packed since the opening
 	sinceLook   int      // steps since the cleaner looked around
 	cleanAfter  uint32   // no cleaning for tidiness, or after a round that gained nothing, before this segment number
 	freeable    int      // segments without references that are worth a checkpoint, once there are enough of them
@@ -234,8 +235,9 @@ type Store struct {
 // segment is what is known of an allocated data segment.
 type segment struct {
 	slots     uint32
-	bytes     uint32 // in use: blocks, table, log, trailer
-	live      int64  // references from maps
+	bytes     uint32  // in use: blocks, table, log, trailer
+	live      int64   // references from maps
+	updated   float64 // by Store.clock: when its blocks were overwritten the last time but one, the mean of estimates; not kept through an opening
 	condemned bool
 	victim    bool // being cleaned
 	stuck     bool // something in it cannot be read: the cleaner leaves it alone from now on, and nothing new refers to it
