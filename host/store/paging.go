@@ -423,7 +423,12 @@ func (st *Store) readAhead(ctx context.Context, items []packItem) error {
 		}
 	}
 	st.mu.RUnlock()
-	if len(ps) < 2 {
+	return st.bring(ctx, ps)
+}
+
+// bring brings the content of pages into memory, several at once.
+func (st *Store) bring(ctx context.Context, ps []*page) error {
+	if len(ps) < 2 { // who changes it will
 		return nil
 	}
 	slices.SortFunc(ps, func(a, b *page) int { return cmp.Compare(a.rest, b.rest) })

@@ -283,6 +283,9 @@ func (st *Store) applySegment(ctx context.Context, n uint32, f *found) error {
 		info = &segment{slots: f.t.slots}
 		st.segs[n] = info
 	}
+	if err := st.readAheadOf(ctx, n, f); err != nil {
+		return err
+	}
 	taken := map[loc]bool{}
 	err := decodeLog(n, f.slots, f.log, func(c *change) error {
 		v := st.volumes[c.vol]
@@ -380,6 +383,32 @@ func (st *Store) applySegment(ctx context.Context, n uint32, f *found) error {
 	})
 	info.bytes = f.t.payload + f.t.slots*uint32(f.t.slotBytes()) + f.t.log + BlockBytes
 	return err
+}
+
+// readAheadOf brings the pages that the log of segment n changes, as many as may be in memory. What it finds in the log is but a hint.
+func (st *Store) readAheadOf(ctx context.Context, n uint32, f *found) error {
+	var ps []*page
+	seen := map[*page]bool{}
+	st.mu.RLock()
+	most := int(min(st.maps.most()/4, 1<<16))
+	err := decodeLog(n, f.slots, f.log, func(c *change) error {
+		v := st.volumes[c.vol]
+		if v == nil || c.kind != logStore && c.kind != logRef && c.kind != logMove {
+			return nil
+		}
+		for lba := c.lba; lba < c.lba+c.n && len(ps) < most; lba += pageEntries - lba%pageEntries {
+			if p := v.m.absent(lba); p != nil && !seen[p] {
+				seen[p] = true
+				ps = append(ps, p)
+			}
+		}
+		return nil
+	})
+	st.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	return st.bring(ctx, ps)
 }
 
 // adopt makes v a volume of the store.
