@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"github.com/ledge-storage/ledge/host/dedup"
@@ -189,11 +190,13 @@ type survey struct{ live, references int64 }
 // What is moved, and the pages of maps that say so, takes room segments at most. victims is empty when cleaning them would gain nothing worth it.
 func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead int, garbagePercent int64, found survey) {
 	st.mu.RLock()
-	defer st.mu.RUnlock()
-	live := map[uint32]int64{} // bytes; counts may say more where blocks are shared
-	total, mapped := int64(0), int64(0)
+	inMemory := slices.Collect(maps.Keys(st.inMemory))
+	st.mu.RUnlock()
+	// The packer alone changes segments and what refers to them: it needs no lock to look at them, which takes a while where there are many.
+	var all []candidate
+	total, mapped, segments := int64(0), int64(0), int64(0)
 	for n, s := range st.segs {
-		if st.inMemory[n] != nil {
+		if slices.Contains(inMemory, n) {
 			found.live += min(s.live*BlockBytes, SegmentBytes)
 			continue
 		}
@@ -201,20 +204,20 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 			dead++
 			continue
 		}
-		bytes := int64(s.bytes)
+		bytes := int64(s.bytes) // counts may say more where blocks are shared
 		if s.slots > 0 {
 			bytes = bytes * min(s.live, int64(s.slots)) / int64(s.slots)
 		}
-		live[n] = bytes
+		segments++
 		total += bytes
 		mapped += s.live
 		if !s.stuck && (tight || bytes*100 < SegmentBytes*victimPercent) {
-			victims = append(victims, n)
+			all = append(all, candidate{segment: n, blocks: s.live, bytes: bytes, decline: st.decline(s, bytes)})
 		}
 	}
 	found = survey{found.live + total, st.references}
-	if len(live) > 0 {
-		garbagePercent = 100 - total*100/(int64(len(live))*SegmentBytes)
+	if segments > 0 {
+		garbagePercent = 100 - total*100/(segments*SegmentBytes)
 	}
 	most := min(max(leastRound, mapped/roundShare), mostRound)
 	least := 4
@@ -224,49 +227,56 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 	case tight:
 		least = 2 // what is open is sealed for the checkpoint: one segment may be lost by that
 	}
-	choose := func(all []uint32) (good []uint32, gain int) {
+	// choose takes the first of all that fit, in its order, and says how many segments that gains.
+	choose := func(all []candidate) (good []uint32, gain int) {
 		blocks, bytes := int64(0), int64(0)
-		for i, n := range all {
-			blocks, bytes = blocks+st.segs[n].live, bytes+live[n]
+		for i, c := range all {
+			blocks, bytes = blocks+c.blocks, bytes+c.bytes
 			changed := min(blocks, st.maps.pages) * (blockHeader + pageBytes) // of maps, at most
 			if blocks > most && i > 0 || bytes+changed > int64(room)*SegmentBytes {
 				break
 			}
 			// While there is room only what is emptier than the limit is worth it; when there is none, the first segments gained are.
-			if gain >= 4 && live[n]*100 >= SegmentBytes*victimPercent {
+			if gain >= 4 && c.bytes*100 >= SegmentBytes*victimPercent {
 				break
 			}
-			good, gain = all[:i+1], i+1-int((bytes+SegmentBytes-1)/(SegmentBytes*31/32))
+			good, gain = append(good, c.segment), i+1-int((bytes+SegmentBytes-1)/(SegmentBytes*31/32))
 		}
 		return good, gain
 	}
-	slices.SortFunc(victims, func(a, b uint32) int { return cmp.Compare(live[a], live[b]) })
 	if !starved {
 		// Of those that are empty enough, those that will not get much emptier soon.
-		few := slices.Clone(victims)
-		few = slices.DeleteFunc(few, func(n uint32) bool { return live[n]*100 >= SegmentBytes*victimPercent })
-		decline := make(map[uint32]float64, len(few))
-		for _, n := range few {
-			decline[n] = st.decline(n, live[n])
-		}
-		slices.SortStableFunc(few, func(a, b uint32) int { return cmp.Compare(decline[a], decline[b]) })
+		few := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool { return c.bytes*100 >= SegmentBytes*victimPercent })
+		slices.SortFunc(few, func(a, b candidate) int {
+			return cmp.Or(cmp.Compare(a.decline, b.decline), cmp.Compare(a.segment, b.segment))
+		})
 		if good, gain := choose(few); gain >= 4 {
 			return good, dead, garbagePercent, found
 		}
 	}
-	if good, gain := choose(victims); gain >= least {
+	slices.SortFunc(all, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.bytes, b.bytes), cmp.Compare(a.segment, b.segment))
+	})
+	if good, gain := choose(all); gain >= least {
 		return good, dead, garbagePercent, found
 	}
 	return nil, dead, garbagePercent, found
 }
 
+// candidate is a segment that may be cleaned: how many blocks in it are referenced, and their bytes.
+type candidate struct {
+	segment       uint32
+	blocks, bytes int64
+	decline       float64
+}
+
 // decline is how fast the cost of cleaning a segment falls while it waits: those are cleaned first with which waiting gains least. The emptiest
 // first is best where all blocks are overwritten alike, and half as good as this where few are overwritten often: it waits for the
 // cold ones for ever, which keep what little of them is free. Lomet and Luo, "Efficiently Reclaiming Space in a Log Structured Store"
-// (2020), section 4, with the segment's penultimate update for an estimate of how often its blocks are overwritten. mu is held.
-func (st *Store) decline(n uint32, live int64) float64 {
+// (2020), section 4, with the segment's penultimate update for an estimate of how often its blocks are overwritten. The packer's to ask.
+func (st *Store) decline(s *segment, live int64) float64 {
 	u := min(float64(live)/SegmentBytes, 0.999)
-	return u / ((1 - u) * (1 - u) * max(1, st.clock-st.segs[n].updated))
+	return u / ((1 - u) * (1 - u) * max(1, st.clock-s.updated))
 }
 
 // reference is a block of a volume that is stored in a segment to be cleaned.
@@ -456,6 +466,9 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 	// What was overwritten since the maps were looked through is left alone.
 	st.mu.RLock()
 	refs = slices.DeleteFunc(slices.Clone(refs), func(r reference) bool {
+		if s := st.segs[r.at.segment()]; s != nil && s.stuck { // it stays, so that nothing is gained by moving more of it
+			return true
+		}
 		return r.v.m.absent(r.lba) == nil && r.v.m.get(r.lba) != r.at
 	})
 	for _, r := range refs {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -108,4 +109,76 @@ func cleaning(b testing.TB, segments uint64, pick func(rng *rand.Rand, n uint64)
 	t, after := st.Stats(), lun.bytes
 	must(b, st.Close(ctx))
 	return float64(after-before) / float64(n/2*BlockBytes), float64(t.BlocksMoved-s.BlocksMoved) / float64(n/2), t.Checkpoints - s.Checkpoints
+}
+
+// BenchmarkCleaningLatency is how long writes and reads take beside the cleaner: a quarter of what the store can take, so that nothing
+// queues for want of speed, in a store that is 80 % full and in one that has room for all, the one and the other by turns.
+func BenchmarkCleaningLatency(b *testing.B) {
+	const segments, workers, count, pause = cleanSegments / 4, 8, 1500, 1300 * time.Microsecond
+	type bed struct {
+		v             *Volume
+		st            *Store
+		writes, reads []time.Duration
+	}
+	n := uint64(segments-segments/16) * SegmentBytes * 8 / 10 / BlockBytes
+	ctx := b.Context()
+	beds := make([]*bed, 2)
+	for i := range beds {
+		sh := newShelf(b, 1)
+		sh.journal.size = 256 << 20
+		o := sh.options()
+		o.CapacityBytes, o.CheckpointSegments, o.BufferBytes, o.TableBytes, o.RecordBytes = int64(segments<<(8*i))*SegmentBytes, 0, 16<<20, 64<<20, 1<<20
+		st := open(b, o)
+		defer st.stop()
+		if i == 1 {
+			st.cleanAfter = 1 << 31 // nor does it clean for tidiness
+		}
+		_, err := st.CreateVolume(ctx, "a", 1<<40)
+		must(b, err)
+		v := volume(b, st, "a")
+		for lba := uint64(0); lba < n; lba += 16 {
+			must(b, v.Write(ctx, lba, noise(lba, 16)))
+		}
+		beds[i] = &bed{v: v, st: st}
+	}
+	run := func(x *bed, note bool) {
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for w := range workers {
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(rand.Uint64(), uint64(w)))
+				block, dst := noise(uint64(w), 1), make([]byte, BlockBytes)
+				var writes, reads []time.Duration
+				for range count {
+					time.Sleep(pause)
+					le.PutUint64(block[rng.IntN(500)*8:], rng.Uint64())
+					start := time.Now()
+					must(b, x.v.Write(ctx, rng.Uint64N(n), block))
+					wrote := time.Now()
+					must(b, x.v.Read(ctx, rng.Uint64N(n), dst))
+					writes, reads = append(writes, wrote.Sub(start)), append(reads, time.Since(wrote))
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if note {
+					x.writes, x.reads = append(x.writes, writes...), append(x.reads, reads...)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	for round := range 14 {
+		for _, x := range beds {
+			run(x, round >= 6)
+		}
+	}
+	for i, name := range []string{"cleaned", "room"} {
+		x := beds[i]
+		for what, d := range map[string][]time.Duration{"write": x.writes, "read": x.reads} {
+			slices.Sort(d)
+			b.ReportMetric(float64(d[len(d)/2].Nanoseconds())/1000, "us-"+what+"-p50-"+name)
+			b.ReportMetric(float64(d[len(d)*99/100].Nanoseconds())/1000, "us-"+what+"-p99-"+name)
+		}
+		b.ReportMetric(float64(x.st.Stats().BlocksMoved), "moved-"+name)
+	}
 }
