@@ -42,7 +42,7 @@ unit: ## tests of every package, without the booted system (uncached: some build
 	$(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -vE '$(SLOW)')
 	$(MAKE) store-sim
 
-store-sim: ## simulation of the host's store with small segments: SEEDS (20000, as make test has) from FIRST (1) on
+store-sim: ## simulation of the host's store with small segments, and what its cleaner writes: SEEDS (20000, as make test has) from FIRST (1) on
 	GOGC=400 $(GO) test -count=1 -timeout 0 -tags smallstore -v ./host/store -run 'TestSimulation$$|TestCleaningAmplification' -args -seeds $(or $(SEEDS),20000) -from $(or $(FIRST),1) \
 	  | grep -vE '^ *(=== |--- PASS: TestSimulation/)'; test $${PIPESTATUS[0]} = 0
 

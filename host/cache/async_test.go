@@ -173,7 +173,7 @@ func TestAIO(t *testing.T) {
 	}
 	wg.Wait()
 	f := c.medium.(*file)
-	if f.buffered || c.synchronous.Load() {
+	if f.buffered {
 		t.Skip("this file system has no reads past its cache")
 	}
 	x, err := newAIO()
@@ -185,7 +185,14 @@ func TestAIO(t *testing.T) {
 	if err := x.start(f.fd, p, 0); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := x.wait(time.Minute); n != len(p) || err != nil || bytes.Count(p, []byte{0}) == len(p) {
+	n, err := x.wait(time.Minute)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("this file system takes no reads that may not wait")
+	}
+	if c.synchronous.Load() {
+		t.Error("the cache does not read so")
+	}
+	if n != len(p) || err != nil || bytes.Count(p, []byte{0}) == len(p) {
 		t.Errorf("%d bytes, %v", n, err)
 	}
 	if err := x.start(f.fd, p, 64<<20-blockBytes); err != nil {

@@ -75,5 +75,5 @@
 // # Memory
 //
 // 13 bytes for each line and 4 for its ghost: 0.26 GB for 1 TB; and two regions, 256 lines
-// that wait and 64 that are read, at most 90 MiB. Measured (large_test.go): 327 MB for 1 TB, 570 MB for 2, 2.0 GB for 8.
+// that wait and 128 that are read, at most 95 MiB. Measured (large_test.go): 327 MB for 1 TB, 570 MB for 2, 2.0 GB for 8.
 package cache
