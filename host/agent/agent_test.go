@@ -239,6 +239,14 @@ func TestAcceptLost(t *testing.T) {
 	m.err = lost // another page, later
 	m.mu.Unlock()
 	trouble("ledge host accept-lost")
+	opened := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(order)
+	}
+	for opened() == before { // until it was tried once more
+		time.Sleep(time.Millisecond)
+	}
 	mu.Lock()
 	defer mu.Unlock()
 	if slices.Contains(order[before:], true) {

@@ -107,6 +107,9 @@ func TestAsyncHang(t *testing.T) {
 	close(release)
 	d.set(func() { d.hang = nil })
 	until(t, "it serves again", func() bool { return has(t, c, storeA, 1, 5) })
+	if n := c.stuck.Load(); n != 0 { // with one left it would not be tried again
+		t.Errorf("%d requests are stuck in a drive that answers", n)
+	}
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
