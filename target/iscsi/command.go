@@ -3,6 +3,7 @@ package iscsi
 import (
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"sync"
 
 	"github.com/ledge-storage/ledge/target/scsi"
@@ -282,6 +283,7 @@ func (c *conn) start(t *task) {
 		return
 	}
 	c.workers.Add(1)
+	c.working.Add(1)
 	t.inWorker = true
 	c.server.run(t)
 }
@@ -294,6 +296,9 @@ func (c *conn) execute(t *task) {
 	}
 	c.complete(t)
 	if worker {
+		if c.working.Add(-1) > 0 {
+			runtime.Gosched()
+		}
 		c.send.flush()
 		c.workers.Done()
 	}

@@ -32,6 +32,7 @@ type conn struct {
 	silent     time.Duration // of the pinger's ticks, since it was heard; the pinger's
 	leaveBy    atomic.Int64  // when the initiator was asked to have logged out; zero: it was not
 	workers    sync.WaitGroup
+	working    atomic.Int32 // commands in workers, before their answers
 	controls   atomic.Int32 // task management functions under way
 	immediates atomic.Int32 // immediate commands under way, which no window bounds
 	answering  sync.RWMutex // read-locked from where a task has ended until its answer is queued
