@@ -71,8 +71,13 @@ func (c *Cache) readOp(o *op) error {
 	if c.opt.inline {
 		return readFull(o.m, o.buf[:o.n], o.off)
 	}
-	if f, ok := o.m.(*file); ok && f.buffered && f.readCached(o.buf[:o.n], o.off) {
-		return nil
+	if f, ok := o.m.(*file); ok {
+		if f.memory {
+			return readFull(f, o.buf[:o.n], o.off)
+		}
+		if f.buffered && f.readCached(o.buf[:o.n], o.off) {
+			return nil
+		}
 	}
 	if m, ok := o.m.(asyncMedium); ok && !c.synchronous.Load() {
 		if fd, ok := m.async(); ok {
@@ -168,6 +173,7 @@ type file struct {
 	*os.File
 	fd                int
 	buffered, regular bool
+	memory            bool // in a file system of memory (tmpfs): there is no medium that could hang
 }
 
 func (f *file) async() (int, bool) { return f.fd, !f.buffered }
@@ -219,6 +225,10 @@ func (f *file) prepare(o *Options) (size int64, err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return 0, err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(f.fd, &fs); err == nil {
+		f.memory = fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC
 	}
 	// A file that is not new grows when it is known whose it is.
 	if f.regular = info.Mode().IsRegular(); f.regular && info.Size() == 0 {
