@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -77,7 +78,7 @@ func encodeBlock(dst, src []byte, c Compression) int {
 	const worth = BlockBytes - BlockBytes/16
 	switch c {
 	case CompressS2:
-		if n := len(s2.Encode(dst[blockHeader:cap(dst)], src)); n <= worth {
+		if n := encodeS2(dst[blockHeader:cap(dst)], src); n <= worth {
 			dst[4] = codecS2
 			return blockHeader + n
 		}
@@ -89,6 +90,57 @@ func encodeBlock(dst, src []byte, c Compression) int {
 	}
 	dst[4] = codecRaw
 	return blockHeader + copy(dst[blockHeader:], src)
+}
+
+// longTail is from how many equal bytes at a block's end on encodeS2 writes them itself.
+const longTail = 256
+
+// encodeS2 is s2.Encode into dst. S2's decoder copies byte by byte where an overlapping copy ends at the block's end, as it does of a block
+// that is filled up with zeros: 4 µs for half a block. Such a tail is written here as what the decoder has a fast way for, three bytes
+// longer: a copy of offset 1 that ends before, and one of 16 bytes that overlaps nothing.
+func encodeS2(dst, src []byte) int {
+	tail := equalTail(src)
+	if tail < longTail || len(src) != BlockBytes {
+		return len(s2.Encode(dst, src))
+	}
+	const (
+		copy1, copy2 = 1, 2
+		repeat8      = 5<<2 | copy1 // 8 and a byte more
+		repeat16     = 6<<2 | copy1 // 260 and two bytes more
+		last         = 16
+	)
+	head := src[:len(src)-tail+1]
+	skip := 0 // the length of the whole has two bytes
+	if len(head) < 1<<7 {
+		skip = 1
+	}
+	n := skip + len(s2.Encode(dst[skip:], head))
+	binary.PutUvarint(dst, uint64(len(src)))
+	n += copy(dst[n:], []byte{copy1, 1}) // 4 bytes
+	if rest := tail - 1 - 4 - last; rest < 260 {
+		n += copy(dst[n:], []byte{repeat8, 0, byte(rest - 8)})
+	} else {
+		rest -= 260
+		n += copy(dst[n:], []byte{repeat16, 0, byte(rest), byte(rest >> 8)})
+	}
+	return n + copy(dst[n:], []byte{(last-1)<<2 | copy2, last, 0})
+}
+
+// equalTail is how many bytes at the end of p are the same.
+func equalTail(p []byte) int {
+	if len(p) < longTail {
+		return 0
+	}
+	b := p[len(p)-1]
+	eight := uint64(b) * 0x0101010101010101
+	n := len(p)
+	for n >= 8 && le.Uint64(p[n-8:]) == eight {
+		n -= 8
+	}
+	for n > 0 && p[n-1] == b {
+		n--
+	}
+	return len(p) - n
 }
 
 // encodeScratch is the capacity that encodeBlock wants of dst.

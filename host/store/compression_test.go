@@ -3,7 +3,10 @@ package store
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
+
+	"github.com/klauspost/compress/s2"
 )
 
 // Each block is what was written whatever it is compressed with; Zstandard is smallest, and what does not compress costs no more than it does
@@ -31,6 +34,49 @@ func TestCompressions(t *testing.T) {
 		t.Errorf("%v", sizes)
 	}
 	t.Logf("%v", sizes)
+}
+
+// A block that ends in equal bytes, however many, is one that S2 itself reads, and hardly longer than S2 makes it, whose tables are smaller
+// for less than 4 KiB.
+func TestEqualTails(t *testing.T) {
+	plain, p, got := make([]byte, encodeScratch), make([]byte, encodeScratch), make([]byte, BlockBytes)
+	for i, head := range [][]byte{noise(1, 1), text(1, 1), bytes.Repeat([]byte{1, 2, 3}, BlockBytes)[:BlockBytes]} {
+		for tail := range BlockBytes + 1 {
+			block := append(slices.Clip(head[:BlockBytes-tail]), bytes.Repeat([]byte{byte(255 * i)}, tail)...)
+			n, most := encodeS2(p, block), len(s2.Encode(plain, block))
+			if tail >= longTail {
+				most += 32 + most/16
+			}
+			if n > most {
+				t.Fatalf("tail of %d: %d bytes, S2 needs %d", tail, n, most)
+			}
+			if got, err := s2.Decode(got, p[:n]); err != nil || !bytes.Equal(got, block) {
+				t.Fatalf("tail of %d: %v", tail, err)
+			}
+		}
+	}
+}
+
+// BenchmarkDecode reads stored blocks: half noise and half zeros, as load generators make what compresses to a half, and text.
+func BenchmarkDecode(b *testing.B) {
+	halves := noise(1, 1)
+	clear(halves[BlockBytes/2:])
+	for _, c := range []struct {
+		name  string
+		block []byte
+	}{{"zeros-behind", halves}, {"text", text(1, 1)}} {
+		p, dst := make([]byte, encodeScratch), make([]byte, BlockBytes)
+		p = p[:encodeBlock(p, c.block, CompressS2)]
+		sealBlock(5, 4096, p)
+		b.Run(c.name, func(b *testing.B) {
+			b.SetBytes(BlockBytes)
+			for b.Loop() {
+				if err := decodeBlock(makeLoc(5, 4096, len(p)), dst, p); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 // A volume's compression is kept, with it and by its clones, and is what is written from then on is stored with.
