@@ -134,9 +134,10 @@ func (m *memory) put(p []byte, off int64, lands func() bool) error {
 			}
 		}
 	}
+	p = bytes.Clone(p)
 	for i := 0; i < len(p); i += BlockBytes {
 		if lands() {
-			m.pages[off+int64(i)] = append([]byte(nil), p[i:i+BlockBytes]...)
+			m.pages[off+int64(i)] = p[i : i+BlockBytes : i+BlockBytes]
 		}
 	}
 	return nil

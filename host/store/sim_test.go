@@ -326,8 +326,10 @@ func (s *simulation) compareOne(ctx context.Context, st *Store, v *Volume, m *mo
 	}
 	m.sizes = []int64{size}
 	const most = 16
+	room := make([]byte, most*BlockBytes)
 	for lba := uint64(0); lba < uint64(size/BlockBytes); lba += most {
-		got := make([]byte, min(most, uint64(size/BlockBytes)-lba)*BlockBytes)
+		got := room[:min(most, uint64(size/BlockBytes)-lba)*BlockBytes]
+		clear(got)
 		if err := v.Read(ctx, lba, got); err != nil {
 			s.bad(st, fmt.Sprint("read ", name, " blocks from ", lba), err)
 			return
@@ -640,7 +642,7 @@ func (s *simulation) writer(ctx context.Context, st *Store, v *Volume, m *modelV
 			}
 			continue
 		}
-		var data []byte
+		data := make([]byte, 0, n*BlockBytes)
 		numbers := make([]uint64, n)
 		zeros := rng.IntN(8) == 0
 		for i := range numbers {
