@@ -74,6 +74,8 @@ func (st *Store) Sync(ctx context.Context) error {
 	if len(st.current.ops) > 0 {
 		seq++
 	}
+	st.packTo = max(st.packTo, seq)
+	st.notify()
 	before := func(list []*batch) bool { return len(list) > 0 && list[0].seq < seq }
 	return st.wait(ctx, func() bool {
 		return st.current.seq >= seq && !before(st.inflight) && !before(st.queue)

@@ -64,6 +64,7 @@ func cleaning(b testing.TB, segments uint64, pick func(rng *rand.Rand, n uint64)
 	lun := &counted{memory: sh.segments}
 	o := sh.options()
 	o.Segments, o.CapacityBytes, o.CheckpointSegments, o.BufferBytes, o.TableBytes, o.RecordBytes = lun, int64(segments)*SegmentBytes, 0, 16<<20, 64<<20, 1<<20
+	o.PackDelay = 0
 	ctx := b.Context()
 	st := open(b, o)
 	_, err := st.CreateVolume(ctx, "a", 1<<40)
@@ -128,6 +129,7 @@ func BenchmarkCleaningLatency(b *testing.B) {
 		sh.journal.size = 256 << 20
 		o := sh.options()
 		o.CapacityBytes, o.CheckpointSegments, o.BufferBytes, o.TableBytes, o.RecordBytes = int64(segments<<(8*i))*SegmentBytes, 0, 16<<20, 64<<20, 1<<20
+		o.PackDelay = 0
 		st := open(b, o)
 		defer st.stop()
 		if i == 1 {

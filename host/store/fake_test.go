@@ -192,7 +192,7 @@ func (s *shelf) repower(n int) {
 
 // options are small, so that everything that can be full is.
 func (s *shelf) options() Options {
-	return Options{Journal: s.journal, Segments: s.segments, RecordBytes: 64 << 10, BufferBytes: 1 << 20, IndexBytes: 1 << 18,
+	return Options{Journal: s.journal, Segments: s.segments, RecordBytes: 64 << 10, BufferBytes: 1 << 20, PackDelay: -1, IndexBytes: 1 << 18,
 		LineBytes: 1 << 20, TableBytes: 1 << 18, CheckpointSegments: 5}
 }
 

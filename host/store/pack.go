@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/ledge-storage/ledge/host/dedup"
 	"github.com/ledge-storage/ledge/target"
@@ -43,11 +44,17 @@ func (b *builder) used() int { return b.fill + len(b.slots)*slotBytes + b.log.by
 
 // packLoop is the packer.
 func (st *Store) packLoop() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for st.ctx.Err() == nil {
 		st.mu.Lock()
 		var b *batch
 		if len(st.queue) > 0 {
 			b = st.queue[0]
+			if wait := st.mayWait(b); wait > 0 {
+				b = nil
+				timer.Reset(wait)
+			}
 		}
 		call := st.needed
 		pressed := st.head-st.handed > st.ringSize/2
@@ -75,6 +82,7 @@ func (st *Store) packLoop() {
 		default:
 			select {
 			case <-st.wake:
+			case <-timer.C:
 			case <-st.ctx.Done():
 			}
 			continue
@@ -87,6 +95,15 @@ func (st *Store) packLoop() {
 			return
 		}
 	}
+}
+
+// mayWait says how long the first batch of the queue can still wait for its blocks to be overwritten. mu is held.
+func (st *Store) mayWait(b *batch) time.Duration {
+	if st.recovering || st.closed || st.needed != nil || b.seq < st.packTo || st.short() ||
+		st.buffered >= st.opt.BufferBytes/2 || st.head-st.handed > st.ringSize/4 {
+		return 0
+	}
+	return st.opt.PackDelay - time.Since(b.since)
 }
 
 // packItem is a block of a batch on its way into a segment.
@@ -113,12 +130,14 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 	if err := st.readAhead(ctx, items); err != nil {
 		return err
 	}
-	next, unit := 0, b.base
+	next, unit, absorbed := 0, b.base, int64(0)
 	for i := range b.ops {
 		o, v := &b.ops[i], b.vols[i]
 		if o.kind == opWrite {
 			for range o.count {
-				if it := &items[next]; !it.skip {
+				if it := &items[next]; it.skip {
+					absorbed++
+				} else {
 					if err := st.place(ctx, items, it, fps, next, position{b.seq, unit}); err != nil {
 						return err
 					}
@@ -147,6 +166,7 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 	st.queue = st.queue[1:]
 	st.packed = position{b.seq + 1, 0}
 	st.buffered -= b.memory
+	st.counters.absorbed += absorbed
 	st.maps.trim(trimAtOnce+2*len(items), nil)
 	if st.open == nil && !st.logInMemory() {
 		st.sealedTo = st.packed // nothing of it was worth a segment

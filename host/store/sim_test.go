@@ -152,7 +152,7 @@ func (s *simSums) add(what string, n int64) {
 	s.of[what] += n
 }
 
-var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "duplicates beside another", "power cuts", "cuts in opening",
+var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "duplicates beside another", "overwritten before they were packed", "power cuts", "cuts in opening",
 	"segments replayed", "segments of the cleaner replayed", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found",
 	"pages read", "pages written", "pages written again", "pages of deleted volumes read"}
 
@@ -160,7 +160,7 @@ var simMust = []string{"segments written", "segments freed", "blocks moved", "ch
 func (s *simulation) take(st *Store) {
 	c := &st.counters
 	for what, n := range map[string]int64{"segments written": c.segmentsWritten, "segments freed": c.segmentsFreed, "blocks moved": c.blocksMoved,
-		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "duplicates beside another": c.beside, "segments replayed": c.replayedSegments,
+		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "duplicates beside another": c.beside, "overwritten before they were packed": c.absorbed, "segments replayed": c.replayedSegments,
 		"segments of the cleaner replayed": c.replayedMoved, "records replayed": c.replayedRecords, "bad lines found": c.badLines,
 		"pages read": c.pagesRead, "pages written": c.pagesWritten, "pages written again": c.pagesAgain, "pages of deleted volumes read": c.latePages} {
 		s.sums.add(what, n)
@@ -218,6 +218,7 @@ func simulate(t *testing.T, seed uint64, sums *simSums) {
 	s.opt = s.sh.options()
 	s.opt.CheckpointSegments = 1 + rng.IntN(4)
 	s.opt.Workers = 1 + rng.IntN(2)
+	s.opt.PackDelay = []time.Duration{-1, -1, time.Millisecond, time.Hour}[rng.IntN(4)]
 	if rng.IntN(3) == 0 {
 		s.opt.CapacityBytes = int64(simLeast+rng.IntN(25-simLeast)) * SegmentBytes // the cleaner works
 	}

@@ -10,6 +10,7 @@ import (
 // counters only grow; they begin with the opening of the store. Guarded by Store.mu.
 type counters struct {
 	duplicates, uniques    int64
+	absorbed               int64 // blocks overwritten before they were packed
 	beside                 int64 // of the duplicates, found by the table of a segment that had another
 	segmentsWritten        int64
 	segmentsFreed          int64
@@ -56,6 +57,7 @@ type Stats struct {
 	Duplicates, Uniques, SegmentsWritten, SegmentsFreed, BlocksMoved, Checkpoints, JournalWritten, BadLines, BadBlocks int64
 	Beside                                                                                                             int64 // of Duplicates, by what lies beside another
 	PagesRead, PagesWritten                                                                                            int64
+	Absorbed                                                                                                           int64 // blocks never stored, since they were overwritten before
 	// Full says that the shelf refused a segment for lack of space, and writes are refused.
 	Full bool
 	// Epoch of this opening, and the fingerprint engine in use.
@@ -75,7 +77,7 @@ func (st *Store) Stats() Stats {
 		IndexEntries: st.index.Load().Len(), IndexBytes: st.index.Load().Bytes(), IndexSampled: st.index.Load().Forgot(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,
-		Beside: c.beside, PagesRead: c.pagesRead, PagesWritten: c.pagesWritten,
+		Beside: c.beside, Absorbed: c.absorbed, PagesRead: c.pagesRead, PagesWritten: c.pagesWritten,
 		Full: st.full, Epoch: st.epoch, Fingerprint: st.hasher.Engine().String(),
 	}
 	for _, g := range st.segs {

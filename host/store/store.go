@@ -56,6 +56,9 @@ type Options struct {
 	CapacityBytes int64
 	// BufferBytes bounds the data that is acknowledged and not packed; zero: 64 MiB.
 	BufferBytes int64
+	// PackDelay is how long what is acknowledged may wait in the journal and in memory before it is packed, as long as it is less than half of
+	// BufferBytes and a quarter of the journal: what is overwritten meanwhile is never packed. Zero: 2 s; less: not at all.
+	PackDelay time.Duration
 	// MapBytes bounds the memory of all maps; zero: 1 GiB. What is not in memory is read when it is needed: 2 MiB of a volume
 	// are one page of 4 KiB, of which 64 bytes always are there.
 	MapBytes int64
@@ -128,6 +131,9 @@ func (o *Options) complete() error {
 	if o.Workers <= 0 {
 		o.Workers = min(2, runtime.GOMAXPROCS(0))
 	}
+	if o.PackDelay == 0 {
+		o.PackDelay = 2 * time.Second
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -184,6 +190,7 @@ type Store struct {
 	head, tail uint64
 	handed     uint64 // where the records begin that no sealed segment holds
 	buffered   int64  // bytes staged and not packed
+	packTo     uint64 // records before it are packed at once
 	zeroRanges int
 	packed     position // everything before is in the map
 	sealedTo   position // everything before is in durable segments

@@ -487,3 +487,75 @@ func TestFewNumbers(t *testing.T) {
 	}
 	must(t, st.Close(ctx))
 }
+
+// What is overwritten before it is packed is never stored, and never lost: not where it is read meanwhile, copied between, or cut off.
+func TestOverwrittenSoon(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	o := sh.options()
+	o.PackDelay = time.Hour
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	v := volume(t, st, "a")
+	must(t, st.Sync(ctx))
+	const times = 50
+	for i := range times {
+		must(t, v.Write(ctx, 7, noise(uint64(i), 1)))
+	}
+	if s := st.Stats(); s.Uniques+s.Absorbed > 0 {
+		t.Fatalf("packed at once: %+v", s)
+	}
+	wantBlocks(t, v, 7, noise(times-1, 1))
+	must(t, st.Sync(ctx))
+	if s := st.Stats(); s.Uniques != 1 || s.Absorbed != times-1 {
+		t.Fatalf("stored %d blocks, %d absorbed", s.Uniques, s.Absorbed)
+	}
+
+	// A snapshot has what was there, and is there at once.
+	must(t, v.Write(ctx, 7, noise(100, 1)))
+	_, err = st.Snapshot(ctx, "s", "a")
+	must(t, err)
+	must(t, v.Write(ctx, 7, noise(101, 1)))
+	snap, err := st.OpenSnapshot("a", "s")
+	must(t, err)
+	wantBlocks(t, snap, 7, noise(100, 1))
+
+	// The power goes; nothing of it is in a segment.
+	for i := range uint64(times) {
+		must(t, v.Write(ctx, i%3, noise(200+i, 1)))
+	}
+	sh.repower(1)
+	st.stop()
+	sh.repower(0)
+	st = open(t, o)
+	v = volume(t, st, "a")
+	for i := range uint64(3) {
+		wantBlocks(t, v, (times-1-i)%3, noise(200+times-1-i, 1))
+	}
+	wantBlocks(t, v, 7, noise(101, 1))
+	must(t, st.Close(ctx))
+
+	// It waits no longer than it is to, nor for a buffer that is half full.
+	o.PackDelay = 100 * time.Millisecond
+	st = open(t, o)
+	must(t, volume(t, st, "a").Write(ctx, 9, noise(300, 1)))
+	packed(t, st)
+	must(t, st.Close(ctx))
+	o.PackDelay = time.Hour
+	st = open(t, o)
+	for i := range uint64(o.BufferBytes/BlockBytes/2 + 1) {
+		must(t, volume(t, st, "a").Write(ctx, 10+i, noise(400+i, 1)))
+	}
+	packed(t, st)
+	must(t, st.Close(ctx))
+}
+
+// packed waits until a block is.
+func packed(t *testing.T, st *Store) {
+	t.Helper()
+	for began := time.Now(); st.Stats().Uniques == 0; time.Sleep(time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatal("nothing is packed")
+		}
+	}
+}

@@ -44,6 +44,7 @@ type batch struct {
 	memory  int64
 	written bool
 	durable bool
+	since   time.Time     // it waits for the packer
 	done    chan struct{} // closed when durable, or when err says that it never will be
 	err     error
 }
@@ -267,6 +268,9 @@ func (st *Store) stage(b *batch, v *Volume, o op) {
 		v.replacing++
 		st.volumes[uint32(o.lba)].copying++
 	}
+	if o.kind != opWrite && (o.kind != opZero || o.count > smallZero) { // reads wait for it, or have to look whether it concerns them
+		st.packTo = b.seq + 1
+	}
 	b.ops = append(b.ops, o)
 	b.vols = append(b.vols, v)
 	b.units += o.units()
@@ -391,11 +395,12 @@ func (st *Store) finish(b *batch, err error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	b.written = true
+	now := time.Now()
 	st.counters.journalBytes += int64(recordBytes(len(b.ops), b.payload))
 	for len(st.inflight) > 0 && st.inflight[0].written && st.err == nil {
 		d := st.inflight[0]
 		st.inflight = st.inflight[1:]
-		d.durable = true
+		d.durable, d.since = true, now
 		close(d.done)
 		st.queue = append(st.queue, d)
 	}
