@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -27,6 +30,42 @@ func (c *counted) WriteAt(ctx context.Context, p []byte, off int64) error {
 	}
 	return err
 }
+
+// lunFile is a LUN in a sparse file, in memory where there is /dev/shm: nobody waits for another's request in it.
+type lunFile struct {
+	f    *os.File
+	size int64
+}
+
+func newLUNFile(b testing.TB, size int64) *lunFile {
+	dir := "/dev/shm"
+	if _, err := os.Stat(dir); err != nil {
+		dir = b.TempDir()
+	}
+	f, err := os.CreateTemp(dir, "ledge-store-*")
+	must(b, err)
+	must(b, os.Remove(f.Name()))
+	must(b, f.Truncate(size))
+	b.Cleanup(func() { f.Close() })
+	return &lunFile{f, size}
+}
+
+func (l *lunFile) ReadAt(_ context.Context, p []byte, off int64) error {
+	_, err := l.f.ReadAt(p, off)
+	return err
+}
+
+func (l *lunFile) WriteAt(_ context.Context, p []byte, off int64) error {
+	_, err := l.f.WriteAt(p, off)
+	return err
+}
+
+func (l *lunFile) Unmap(_ context.Context, off, n int64) error {
+	return unix.Fallocate(int(l.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func (l *lunFile) Flush(context.Context) error { return nil }
+func (l *lunFile) Size() int64                 { return l.size }
 
 // beds of cleaning: which of n blocks is overwritten next.
 var cleaningBeds = []struct {
@@ -125,9 +164,8 @@ func BenchmarkCleaningLatency(b *testing.B) {
 	ctx := b.Context()
 	beds := make([]*bed, 2)
 	for i := range beds {
-		sh := newShelf(b, 1)
-		sh.journal.size = 256 << 20
-		o := sh.options()
+		o := newShelf(b, 1).options()
+		o.Journal, o.Segments = newLUNFile(b, 256<<20), newLUNFile(b, 1<<40)
 		o.CapacityBytes, o.CheckpointSegments, o.BufferBytes, o.TableBytes, o.RecordBytes = int64(segments<<(8*i))*SegmentBytes, 0, 16<<20, 64<<20, 1<<20
 		o.PackDelay = 0
 		st := open(b, o)
