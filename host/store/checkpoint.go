@@ -281,25 +281,29 @@ func (st *Store) changedMaps() int {
 
 // condemn takes the segments without references out of use and returns them.
 func (st *Store) condemn() (dead []uint32) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	for n, s := range st.segs {
+	for n, s := range st.segs { // the packer needs no lock to look at them
 		if s.live < 0 {
 			panic(fmt.Sprintf("store: segment %d has %d references", n, s.live))
 		}
-		if s.live == 0 && !s.condemned && st.inMemory[n] == nil {
-			s.condemned = true
+		if s.live == 0 {
 			dead = append(dead, n)
-			for _, sh := range s.shares {
-				if v := st.volumes[sh.vol]; v != nil {
-					v.slots -= int64(sh.slots)
-					v.bytes -= int64(sh.bytes)
-				}
-			}
-			delete(st.segs, n)
 		}
 	}
 	slices.Sort(dead)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	dead = slices.DeleteFunc(dead, func(n uint32) bool { return st.inMemory[n] != nil })
+	for _, n := range dead {
+		s := st.segs[n]
+		s.condemned = true
+		for _, sh := range s.shares {
+			if v := st.volumes[sh.vol]; v != nil {
+				v.slots -= int64(sh.slots)
+				v.bytes -= int64(sh.bytes)
+			}
+		}
+		delete(st.segs, n)
+	}
 	return dead
 }
 
@@ -349,29 +353,31 @@ func (st *Store) encodeState(w *checkpointWriter, free []uint32) error {
 			return err
 		}
 	}
-	st.mu.RLock()
-	numbers := slices.Sorted(maps.Keys(st.segs))
-	var items [][]byte
-	for _, n := range numbers {
-		items = append(items, encodeSegmentItem(n, st.segs[n]))
+	var item []byte
+	for _, n := range slices.Sorted(maps.Keys(st.segs)) { // the packer needs no lock to look at them
+		st.breathe()
+		item = appendSegmentItem(item[:0], n, st.segs[n])
+		if err := w.add(item); err != nil {
+			return err
+		}
 		if live := st.segs[n].live; live > 0 {
-			items = append(items, binary.AppendUvarint(binary.AppendUvarint([]byte{itemLive}, uint64(n)), uint64(live)))
+			item = binary.AppendUvarint(binary.AppendUvarint(append(item[:0], itemLive), uint64(n)), uint64(live))
+			if err := w.add(item); err != nil {
+				return err
+			}
 		}
 	}
-	st.mu.RUnlock()
 	for _, n := range free {
-		items = append(items, binary.AppendUvarint([]byte{itemFree}, uint64(n)))
-	}
-	for _, it := range append(items, []byte{itemEnd}) {
-		if err := w.add(it); err != nil {
+		item = binary.AppendUvarint(append(item[:0], itemFree), uint64(n))
+		if err := w.add(item); err != nil {
 			return err
 		}
 	}
-	return nil
+	return w.add([]byte{itemEnd})
 }
 
-func encodeSegmentItem(n uint32, s *segment) []byte {
-	p := binary.AppendUvarint([]byte{itemSegment}, uint64(n))
+func appendSegmentItem(p []byte, n uint32, s *segment) []byte {
+	p = binary.AppendUvarint(append(p, itemSegment), uint64(n))
 	p = binary.AppendUvarint(p, uint64(s.slots))
 	p = binary.AppendUvarint(p, uint64(s.bytes))
 	p = binary.AppendUvarint(p, uint64(len(s.shares)))

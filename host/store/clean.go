@@ -196,6 +196,9 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 	var all []candidate
 	total, mapped, segments := int64(0), int64(0), int64(0)
 	for n, s := range st.segs {
+		if (dead+len(all))%256 == 255 {
+			st.breathe()
+		}
 		if slices.Contains(inMemory, n) {
 			found.live += min(s.live*BlockBytes, SegmentBytes)
 			continue
@@ -446,6 +449,7 @@ func (st *Store) lookSome(ctx context.Context, c *round) (quota int, err error) 
 			quota++
 		})
 		st.mu.RUnlock()
+		st.breathe()
 	}
 	slices.SortFunc(absent, func(a, b far) int { return cmp.Compare(a.p.rest, b.p.rest) })
 	for _, f := range absent {
@@ -489,6 +493,7 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 	}
 	defer st.lines.done(lines)
 	for _, r := range refs {
+		st.breathe()
 		if err := st.lockForBlock(ctx, r.v, r.lba); err != nil {
 			return err
 		}

@@ -106,7 +106,7 @@ func sampleItems() []byte {
 	p = append(p, itemVolume, 7, byte(len(v.describe())))
 	p = append(p, v.describe()...)
 	p = appendRuns(append(p, itemPage, 7, 2), samplePlaces()[:])
-	p = append(p, encodeSegmentItem(2, &segment{slots: 10, bytes: 5000, shares: []share{{7, 10, 4000}}})...)
+	p = appendSegmentItem(p, 2, &segment{slots: 10, bytes: 5000, shares: []share{{7, 10, 4000}}})
 	return append(p, itemFree, 1, itemEnd)
 }
 
@@ -219,7 +219,7 @@ func sampleNodes() []byte {
 	at[0], at[2] = 0, makeLoc(6, 0, 50)
 	p = appendRuns(append(binary.AppendUvarint(append(p, itemNode), lastDying), 0), at[:])
 	p = append(p, 1)
-	p = append(p, encodeSegmentItem(2, &segment{slots: 10, bytes: 5000, shares: []share{{7, 10, 4000}}})...)
+	p = appendSegmentItem(p, 2, &segment{slots: 10, bytes: 5000, shares: []share{{7, 10, 4000}}})
 	return append(p, itemLive, 2, 36, itemEnd)
 }
 

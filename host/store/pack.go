@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -47,6 +48,7 @@ func (st *Store) packLoop() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for st.ctx.Err() == nil {
+		runtime.Gosched()
 		st.mu.Lock()
 		var b *batch
 		if len(st.queue) > 0 {
@@ -106,6 +108,14 @@ func (st *Store) mayWait(b *batch) time.Duration {
 	return st.opt.PackDelay - time.Since(b.since)
 }
 
+// breathe is called by the packer after some ten microseconds' work at most. It lets those run first who have something to do for a request
+// that is waited for: the runtime would not interrupt it for milliseconds, and several goroutines take part in a write one after the other.
+func (st *Store) breathe() {
+	if st.breaths++; st.breaths%8 == 0 {
+		runtime.Gosched()
+	}
+}
+
 // packItem is a block of a batch on its way into a segment.
 type packItem struct {
 	v      *Volume
@@ -138,6 +148,7 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 				if it := &items[next]; it.skip {
 					absorbed++
 				} else {
+					st.breathe()
 					if err := st.place(ctx, items, it, fps, next, position{b.seq, unit}); err != nil {
 						return err
 					}

@@ -538,6 +538,7 @@ func (st *Store) writePages(ctx context.Context, w *checkpointWriter) error {
 				})
 				st.mu.RUnlock()
 				for _, c := range changes {
+					st.breathe()
 					if err := st.writePage(ctx, w, c); err != nil {
 						return err
 					}
