@@ -250,20 +250,31 @@ func (st *Store) survey(tight, starved bool, room int) (victims []uint32, dead i
 	if !starved {
 		// Of those that are empty enough, those that will not get much emptier soon.
 		few := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool { return c.bytes*100 >= SegmentBytes*victimPercent })
-		slices.SortFunc(few, func(a, b candidate) int {
+		slices.SortFunc(few, st.breathing(func(a, b candidate) int {
 			return cmp.Or(cmp.Compare(a.decline, b.decline), cmp.Compare(a.segment, b.segment))
-		})
+		}))
 		if good, gain := choose(few); gain >= 4 {
 			return good, dead, garbagePercent, found
 		}
 	}
-	slices.SortFunc(all, func(a, b candidate) int {
+	slices.SortFunc(all, st.breathing(func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.bytes, b.bytes), cmp.Compare(a.segment, b.segment))
-	})
+	}))
 	if good, gain := choose(all); gain >= least {
 		return good, dead, garbagePercent, found
 	}
 	return nil, dead, garbagePercent, found
+}
+
+// breathing is f with breathe now and then.
+func (st *Store) breathing(f func(a, b candidate) int) func(a, b candidate) int {
+	n := 0
+	return func(a, b candidate) int {
+		if n++; n%512 == 0 {
+			st.breathe()
+		}
+		return f(a, b)
+	}
 }
 
 // candidate is a segment that may be cleaned: how many blocks in it are referenced, and their bytes.

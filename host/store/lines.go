@@ -32,9 +32,13 @@ type lineCache struct {
 	limit int
 	lines map[lineKey]*line
 	order list.List // of *line, last used first
+	free  [][]byte  // buffers of lines that are no more
 	parts [128]part // that were read lately, by hash
 	turn  uint64    // counts those who ask for parts
 }
+
+// freeLines is how many buffers are kept for the next lines.
+const freeLines = 32
 
 // part notes that a part of the line, which ends there in the segment, was read in that turn.
 type part struct {
@@ -80,6 +84,7 @@ func (c *lineCache) get(k lineKey) (l *line, mine bool) {
 		old, prev := e.Value.(*line), e.Prev()
 		if old.users == 0 {
 			c.remove(old)
+			c.recycle(old)
 		}
 		e = prev
 	}
@@ -107,16 +112,40 @@ func (c *lineCache) remove(l *line) {
 	}
 }
 
+// buffer is for a line's content. What was in it is there still.
+func (c *lineCache) buffer() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.free)
+	if n == 0 {
+		return make([]byte, LineBytes)
+	}
+	p := c.free[n-1]
+	c.free[n-1], c.free = nil, c.free[:n-1]
+	return p
+}
+
+// recycle takes the buffer of a line that is in the cache no more and that nobody uses.
+func (c *lineCache) recycle(l *line) {
+	if l.data != nil && len(c.free) < freeLines {
+		c.free = append(c.free, l.data)
+	}
+	l.data = nil
+}
+
 // drop forgets a line.
 func (c *lineCache) drop(k lineKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l := c.lines[k]; l != nil {
 		c.remove(l)
+		if l.users == 0 {
+			c.recycle(l)
+		}
 	}
 }
 
-// done tells that the caller uses lines no more; failed ones are forgotten.
+// done tells that the caller uses lines no more, nor what lineSet.block gave; failed ones are forgotten.
 func (c *lineCache) done(ls lineSet) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -124,6 +153,9 @@ func (c *lineCache) done(ls lineSet) {
 		l.users--
 		if l.err != nil && c.lines[k] == l {
 			c.remove(l)
+		}
+		if l.users == 0 && c.lines[k] != l {
+			c.recycle(l)
 		}
 	}
 }
@@ -236,7 +268,7 @@ func (st *Store) readAround(ctx context.Context, p []byte, off int64) error {
 // fill reads a line from the flash cache or the LUN.
 func (st *Store) fill(ctx context.Context, m *meter.Volume, l *line) {
 	defer close(l.ready)
-	p, start := make([]byte, LineBytes), m.Now()
+	p, start := st.lines.buffer(), m.Now() // lost where it is not read: who was to fill it may do so yet
 	l.hit = st.opt.Cache.Read(st.uuid, l.key.segment, l.key.line, p)
 	if !l.hit {
 		asked := start
@@ -260,13 +292,11 @@ func (st *Store) fill(ctx context.Context, m *meter.Volume, l *line) {
 		st.opt.Cache.Write(st.uuid, l.key.segment, l.key.line, p)
 	}
 	l.data = p
-	st.mu.Lock()
 	if l.hit {
-		st.counters.cacheHits++
+		st.cacheHits.Add(1)
 	} else {
-		st.counters.cacheMisses++
+		st.cacheMisses.Add(1)
 	}
-	st.mu.Unlock()
 }
 
 func isContextError(err error) bool {

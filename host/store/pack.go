@@ -304,13 +304,16 @@ func (st *Store) usable(n uint32) bool {
 	return s != nil && !s.condemned && !s.stuck
 }
 
+// compress fills stored of those that are to be stored, until the next call.
 func (st *Store) compress(items []packItem) {
+	if n := len(items) * encodeScratch; n > len(st.slab) {
+		st.slab = make([]byte, n)
+	}
 	st.parallel(len(items), func(lo, hi int) {
-		scratch := make([]byte, encodeScratch)
 		for i := lo; i < hi; i++ {
 			if it := &items[i]; !it.skip && it.place == 0 && it.same == 0 {
-				n := encodeBlock(scratch, it.data, it.codec)
-				it.stored = append([]byte(nil), scratch[:n]...)
+				room := st.slab[i*encodeScratch:][:encodeScratch:encodeScratch]
+				it.stored = room[:encodeBlock(room, it.data, it.codec)]
 			}
 		}
 	})

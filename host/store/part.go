@@ -65,6 +65,6 @@ func (st *Store) readPart(m *meter.Volume, sample bool, lba uint64, dst []byte, 
 	if sample {
 		m.Decoded(start)
 	}
-	st.partHits.Add(1)
+	st.cacheHits.Add(1)
 	return true
 }

@@ -17,7 +17,6 @@ type counters struct {
 	blocksMoved            int64
 	checkpoints            int64
 	journalBytes           int64
-	cacheHits, cacheMisses int64
 	badLines, badBlocks    int64
 	// Of maps. pagesAgain are written because little of their segment counted, latePages taken apart when they were read.
 	pagesRead, pagesWritten, pagesAgain, latePages int64
@@ -73,7 +72,7 @@ func (st *Store) Stats() Stats {
 	s := Stats{
 		AllocatedBytes: int64(len(st.segs)+st.ckptSegments) * SegmentBytes, StoredBytes: st.ckptBytes,
 		JournalBytes: int64(st.ringSize), JournalUsedBytes: int64(st.head - st.tail),
-		CacheHits: c.cacheHits + st.partHits.Load(), CacheMisses: c.cacheMisses, Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.bytes(), MapLimit: st.maps.limit, MapPages: st.maps.pages, MapResident: st.maps.resident,
+		CacheHits: st.cacheHits.Load(), CacheMisses: st.cacheMisses.Load(), Segments: len(st.segs) + st.ckptSegments, MapBytes: st.maps.bytes(), MapLimit: st.maps.limit, MapPages: st.maps.pages, MapResident: st.maps.resident,
 		IndexEntries: st.index.Load().Len(), IndexBytes: st.index.Load().Bytes(), IndexSampled: st.index.Load().Forgot(), IndexReady: st.indexReady,
 		Duplicates: c.duplicates, Uniques: c.uniques, SegmentsWritten: c.segmentsWritten, SegmentsFreed: c.segmentsFreed,
 		BlocksMoved: c.blocksMoved, Checkpoints: c.checkpoints, JournalWritten: c.journalBytes, BadLines: c.badLines, BadBlocks: c.badBlocks,

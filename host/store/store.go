@@ -149,10 +149,11 @@ type Store struct {
 	opt    Options
 	hasher *dedup.Hasher
 	index  atomic.Pointer[dedup.Index]
-	// partHits are cache hits beside those of counters: no read takes mu for itself alone for them.
-	partHits atomic.Int64
-	near     near // the packer's
-	lines    *lineCache
+	near   near   // the packer's
+	slab   []byte // of compress
+	lines  *lineCache
+	// Of the flash cache, beside counters: no read takes mu for itself alone for them.
+	cacheHits, cacheMisses atomic.Int64
 
 	unmetered *meter.Volume // counts the cleaner and snapshots
 
