@@ -145,7 +145,7 @@ func (st *Store) allocated() int {
 func (st *Store) look(ctx context.Context, starved bool) error {
 	st.mu.RLock()
 	total := int(st.opt.CapacityBytes / SegmentBytes)
-	free := total - st.taken() - st.spare
+	free := total - st.taken() - st.spare - int(st.buffered/SegmentBytes)
 	many, ckpt := len(st.segs), st.ckptSegments
 	low := st.low()
 	st.mu.RUnlock()
