@@ -48,7 +48,7 @@ func (st *Store) packLoop() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for st.ctx.Err() == nil {
-		runtime.Gosched()
+		st.breathe()
 		st.mu.Lock()
 		var b *batch
 		if len(st.queue) > 0 {
@@ -111,10 +111,17 @@ func (st *Store) mayWait(b *batch) time.Duration {
 // breathe is called by the packer after some ten microseconds' work at most. It lets those run first who have something to do for a request
 // that is waited for: the runtime would not interrupt it for milliseconds, and several goroutines take part in a write one after the other.
 func (st *Store) breathe() {
-	if st.breaths++; st.breaths%8 == 0 {
+	if st.breaths++; st.breaths%8 > 0 {
+		return
+	}
+	if now := time.Now(); now.Sub(st.breathed) > breath {
 		runtime.Gosched()
+		st.breathed = now
 	}
 }
+
+// breath is how long the packer goes on without asking whether others want to run, which may wake another processor.
+const breath = 100 * time.Microsecond
 
 // packItem is a block of a batch on its way into a segment.
 type packItem struct {
@@ -310,10 +317,11 @@ func (st *Store) compress(items []packItem) {
 		st.slab = make([]byte, n)
 	}
 	st.parallel(len(items), func(lo, hi int) {
+		rest := st.slab[lo*encodeScratch : hi*encodeScratch]
 		for i := lo; i < hi; i++ {
 			if it := &items[i]; !it.skip && it.place == 0 && it.same == 0 {
-				room := st.slab[i*encodeScratch:][:encodeScratch:encodeScratch]
-				it.stored = room[:encodeBlock(room, it.data, it.codec)]
+				n := encodeBlock(rest[:encodeScratch:encodeScratch], it.data, it.codec)
+				it.stored, rest = rest[:n:n], rest[n:]
 			}
 		}
 	})

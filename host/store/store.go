@@ -235,10 +235,11 @@ type Store struct {
 	clock       float64  // blocks packed since the opening
 	sinceLook   int      // steps since the cleaner looked around
 	cleanAfter  uint32   // no cleaning for tidiness, or after a round that gained nothing, before this segment number
-	breaths     int      // of breathe
-	freeable    int      // segments without references that are worth a checkpoint, once there are enough of them
-	segsBefore  int      // segments before the cleaner emptied those
-	fruitless   bool     // the last round gained nothing
+	breaths     int      // of breathe,
+	breathed    time.Time
+	freeable    int  // segments without references that are worth a checkpoint, once there are enough of them
+	segsBefore  int  // segments before the cleaner emptied those
+	fruitless   bool // the last round gained nothing
 }
 
 // segment is what is known of an allocated data segment.
