@@ -145,9 +145,9 @@ func (st *Store) allocated() int {
 func (st *Store) look(ctx context.Context, starved bool) error {
 	st.mu.RLock()
 	total := int(st.opt.CapacityBytes / SegmentBytes)
-	free := total - st.taken() - st.spare - int(st.buffered/SegmentBytes)
 	many, ckpt := len(st.segs), st.ckptSegments
 	low := st.low()
+	free := total - st.taken() - st.spare - max(0, int(st.buffered/SegmentBytes)-low/2) // half of low is for what is to be packed yet
 	st.mu.RUnlock()
 	tight := free <= low
 	every := 64
