@@ -3,6 +3,8 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -212,5 +214,30 @@ func TestAIO(t *testing.T) {
 	}
 	if err := c.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A file in memory is read in place: nothing takes requests here.
+func TestMemoryFile(t *testing.T) {
+	path := filepath.Join("/dev/shm", fmt.Sprintf("ledge-cache-%d", os.Getpid()))
+	defer os.Remove(path)
+	m, _, err := openFile(&Options{Path: path, SizeBytes: 1 << 20})
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("there is no /dev/shm")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if _, err := m.WriteAt(bytes.Repeat([]byte{7}, blockBytes), 8*blockBytes); err != nil {
+		t.Fatal(err)
+	}
+	c := &Cache{opt: Options{ReadTimeout: time.Millisecond, lineBytes: LineBytes}}
+	o := c.newOp().(*op)
+	o.m, o.n, o.off = m, blockBytes, 8*blockBytes
+	if err := c.readOp(o); err != nil || o.buf[0] != 7 || o.buf[blockBytes-1] != 7 {
+		t.Fatal(err, o.buf[0])
+	}
+	if o.off = 1 << 20; c.readOp(o) == nil {
+		t.Error("read behind the end")
 	}
 }
