@@ -68,7 +68,15 @@ func TestLineBuffers(t *testing.T) {
 		}
 		done(c, l)
 	}
-	if len(c.free) > freeLines || len(c.lines) > c.limit+1 {
+	var all []*line
+	for n := range uint32(2 * freeLines) {
+		all = append(all, fill(c, 1000+n))
+	}
+	for _, l := range all {
+		done(c, l)
+		c.drop(l.key)
+	}
+	if len(c.free) != freeLines || len(c.lines) > c.limit+1 {
 		t.Errorf("%d buffers kept, %d lines", len(c.free), len(c.lines))
 	}
 }

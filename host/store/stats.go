@@ -9,15 +9,15 @@ import (
 
 // counters only grow; they begin with the opening of the store. Guarded by Store.mu.
 type counters struct {
-	duplicates, uniques    int64
-	absorbed               int64 // blocks overwritten before they were packed
-	beside                 int64 // of the duplicates, found by the table of a segment that had another
-	segmentsWritten        int64
-	segmentsFreed          int64
-	blocksMoved            int64
-	checkpoints            int64
-	journalBytes           int64
-	badLines, badBlocks    int64
+	duplicates, uniques int64
+	absorbed            int64 // blocks overwritten before they were packed
+	beside              int64 // of the duplicates, found by the table of a segment that had another
+	segmentsWritten     int64
+	segmentsFreed       int64
+	blocksMoved         int64
+	checkpoints         int64
+	journalBytes        int64
+	badLines, badBlocks int64
 	// Of maps. pagesAgain are written because little of their segment counted, latePages taken apart when they were read.
 	pagesRead, pagesWritten, pagesAgain, latePages int64
 	// Of the recovery. replayedMoved are segments of the cleaner.
