@@ -11,15 +11,15 @@
 // LUNs and that shuts out the one before (P5, firmware/control); the epoch in the superblock tells who was overtaken.
 //
 // write.go tells the path of a write up to its acknowledgement, pack.go how it gets into segments
-// and the map, seal.go how segments become durable and the journal is released, read.go the path
+// and the map (not at once: what is overwritten within PackDelay never does), seal.go how segments become durable and the journal is released, read.go the path
 // of a read, checkpoint.go, recover.go and clean.go the rest of a block's life; snapshot.go tells of snapshots and
 // clones, map.go of the map that they share, paging.go of how its pages come into memory and leave it.
 //
 // # Limits
 //
 // Volumes: 1024 of 256 TiB, and 65,536 snapshots. Memory, besides the options' bounds: 8 MiB for each of at most three
-// segments that are open or being written, 128 bytes for each pending block, and up to twice
-// RecordBytes for each of four records on their way. Map: 8 bytes a block in pages of 512, shared by
+// segments that are open or being written, 128 bytes for each pending block, up to twice
+// RecordBytes for each of four records on their way and once for the packer, and 2 MiB of lines' buffers. Map: 8 bytes a block in pages of 512, shared by
 // snapshots and clones until one of them is written there. MapBytes of them are in memory, at least 64 pages, and for a moment
 // what one record changes; what is not there costs one read more. 64 bytes of each page are always
 // in memory: 32 MiB for each TiB of a volume; where that is more than three quarters of MapBytes, it is on top. Index: 8 bytes for each

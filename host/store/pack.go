@@ -102,7 +102,7 @@ func (st *Store) packLoop() {
 // mayWait says how long the first batch of the queue can still wait for its blocks to be overwritten. mu is held.
 func (st *Store) mayWait(b *batch) time.Duration {
 	if st.recovering || st.closed || st.needed != nil || b.seq < st.packTo || st.short() ||
-		st.buffered >= st.opt.BufferBytes/2 || st.head-st.handed > st.ringSize/4 {
+		st.buffered >= min(st.opt.BufferBytes/2, st.opt.BufferBytes-int64(st.opt.RecordBytes)) || st.head-st.handed > st.ringSize/4 {
 		return 0
 	}
 	return st.opt.PackDelay - time.Since(b.since)
