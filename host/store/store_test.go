@@ -552,9 +552,8 @@ func TestOverwrittenSoon(t *testing.T) {
 	// Nor where the next record would not fit into a buffer that is less than half full.
 	o.BufferBytes = int64(o.RecordBytes) * 5 / 4
 	st = open(t, o)
-	for i := range uint64(4) {
-		must(t, volume(t, st, "a").Write(ctx, 500, noise(600+i, o.RecordBytes*3/4/BlockBytes)))
-	}
+	must(t, volume(t, st, "a").Write(ctx, 500, noise(600, o.RecordBytes/2/BlockBytes)))
+	must(t, volume(t, st, "a").Write(ctx, 500, noise(601, o.RecordBytes/BlockBytes)))
 	must(t, st.Close(ctx))
 }
 
