@@ -60,7 +60,8 @@ func (st *Store) packLoop() {
 		}
 		call := st.needed
 		pressed := st.head-st.handed > st.ringSize/2
-		more := !st.recovering && !st.closed && (st.cleaning != nil || st.pays(true) || st.starved() && !st.gaveUp) || len(st.dying) > 0
+		idle := len(st.queue) == 0 // what waits to be packed sets the cleaner's pace when it is
+		more := !st.recovering && !st.closed && (idle && (st.cleaning != nil || st.pays(true)) || st.starved() && !st.gaveUp) || len(st.dying) > 0
 		st.mu.Unlock()
 		var err error
 		packed := 0
