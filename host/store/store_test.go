@@ -566,3 +566,39 @@ func packed(t *testing.T, st *Store) {
 		}
 	}
 }
+
+// A block that was overwritten is packed all the same where the volume is being copied: the copy may lie between. So it is where what overwrote
+// it is not durable.
+func TestCopyKeepsOverwritten(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	o := sh.options()
+	o.PackDelay = time.Hour
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	v := volume(t, st, "a")
+	must(t, st.Sync(ctx))
+	must(t, v.Write(ctx, 7, noise(1, 1)))
+	must(t, v.Write(ctx, 7, noise(2, 1)))
+	for copying, skip := range []bool{true, false} {
+		st.mu.Lock()
+		b := st.queue[0]
+		v.copying = copying
+		st.mu.Unlock()
+		if got := st.gather(b)[0].skip; got != skip {
+			t.Errorf("%d copies under way: skipped %v", copying, got)
+		}
+	}
+	st.mu.Lock()
+	v.copying = 0
+	newest := v.newest(7).b
+	newest.durable = false
+	st.mu.Unlock()
+	if st.gather(st.queue[0])[0].skip {
+		t.Error("overwritten by what may be lost: skipped")
+	}
+	st.mu.Lock()
+	newest.durable = true
+	st.mu.Unlock()
+	must(t, st.Close(ctx))
+}
