@@ -26,6 +26,8 @@ var (
 const (
 	simWorkers  = 3
 	simContents = 4000
+	// simSnapWithin is how long a snapshot may wait for another.
+	simSnapWithin = 2 * time.Millisecond
 )
 
 // simulation drives a store with concurrent writers, cuts the power at a random write, opens the
@@ -369,7 +371,12 @@ func (s *simulation) work(ctx context.Context, st *Store, seed uint64) {
 			wg.Go(func() { s.writer(ctx, st, v, m, w, rand.New(rand.NewPCG(seed, uint64(w)+2))) })
 		}
 	}
-	if name := []string{"a", "b", "c"}[rng.IntN(3)]; s.model[name] != nil && s.doubt == nil && rng.IntN(2) == 0 {
+	for range rng.IntN(4) { // copies of what is being written
+		time.Sleep(time.Duration(rng.Int64N(int64(simSnapWithin))))
+		name := []string{"a", "b", "c"}[rng.IntN(3)]
+		if s.model[name] == nil || s.doubt != nil || s.cut() {
+			continue
+		}
 		s.snapshot(ctx, st, s.model[name])
 	}
 	wg.Wait()
@@ -625,8 +632,12 @@ func (s *simulation) promote(ctx context.Context, st *Store, c *modelVolume) {
 // writer works on runs of 8 blocks, each the n-th of simWorkers.
 func (s *simulation) writer(ctx context.Context, st *Store, v *Volume, m *modelVolume, w int, rng *rand.Rand) {
 	limit := int(m.sizes[0] / BlockBytes)
+	hot := rng.IntN(2) == 0 // half of its writes overwrite each other
 	for range simOps {
-		run := rng.IntN(limit/8/simWorkers)*simWorkers + w
+		run := w
+		if !hot || rng.IntN(2) == 0 {
+			run += rng.IntN(limit/8/simWorkers) * simWorkers
+		}
 		lba := uint64(run*8 + rng.IntN(4))
 		n := uint64(1 + rng.IntN(4))
 		if lba+n > uint64(limit) {
