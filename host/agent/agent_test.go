@@ -348,7 +348,7 @@ func TestVolumeRequests(t *testing.T) {
 		status       int
 		says         string
 	}{
-		{"POST", "/v1/volumes", api.CreateRequest{Name: "one", SizeBytes: 4096}, 409, "volume exists"},
+		{"POST", "/v1/volumes", api.CreateRequest{Name: "one", SizeBytes: 4096}, 409, "exists already"},
 		{"POST", "/v1/volumes", api.CreateRequest{Name: "Big", SizeBytes: 4096}, 400, `"Big"`},
 		{"POST", "/v1/volumes", api.CreateRequest{Name: "-x", SizeBytes: 4096}, 400, `"-x"`},
 		{"POST", "/v1/volumes", api.CreateRequest{Name: strings.Repeat("x", 64), SizeBytes: 4096}, 400, "1 to 63"},

@@ -80,6 +80,18 @@ func (a *Agent) handler() http.Handler {
 		v, err := a.resizeVolume(r.Context(), r.PathValue("name"), size, shrink)
 		return http.StatusOK, v, err
 	})
+	handle("POST /v1/volumes/{name}/rename", func(r *http.Request) (int, any, error) {
+		var to string
+		var force bool
+		if err := body(r, func(o *object) {
+			o.text("name", &to, wantName, volumeName.MatchString)
+			o.flag("force", &force)
+		}); err != nil {
+			return 0, nil, err
+		}
+		v, err := a.renameVolume(r.Context(), r.PathValue("name"), to, force)
+		return http.StatusOK, v, err
+	})
 	handle("POST /v1/volumes/{name}/compression", func(r *http.Request) (int, any, error) {
 		var compression string
 		if err := body(r, func(o *object) {

@@ -177,10 +177,7 @@ func (a *Agent) rollback(ctx context.Context, volume, snapshot string, force boo
 			return refuse(http.StatusConflict, "unmount, and log the initiators out; or pass --force: they are thrown out, and what they have cached is no longer what the volume holds",
 				"volume %q is in use by %d session(s)", volume, v.Sessions)
 		}
-		a.server.RemoveTarget(IQN(volume))
-		a.mu.Lock()
-		delete(a.targets, volume)
-		a.mu.Unlock()
+		a.withdraw(volume)
 		err = s.Rollback(ctx, volume, snapshot)
 		if again := a.begin(e, volume); again != nil && err == nil {
 			return again

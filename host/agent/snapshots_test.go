@@ -117,6 +117,37 @@ func TestSnapshots(t *testing.T) {
 	dev.Close()
 	want(r, "db", 'a')
 
+	// A volume has another name: its target, what it holds, its snapshots, and the clone's origin.
+	dev = dial(t, vols[0])
+	for _, x := range []struct {
+		name string
+		in   api.RenameRequest
+		want int
+	}{
+		{"db", api.RenameRequest{Name: "new"}, http.StatusConflict}, // it is in use
+		{"db", api.RenameRequest{Name: "look", Force: true}, http.StatusConflict},
+		{"db", api.RenameRequest{Name: "New", Force: true}, http.StatusBadRequest},
+		{"none", api.RenameRequest{Name: "new"}, http.StatusNotFound},
+	} {
+		if err := r.client.Do(ctx, http.MethodPost, "/v1/volumes/"+x.name+"/rename", x.in, nil); status(err) != x.want {
+			t.Errorf("rename %s %+v: %v, want %d", x.name, x.in, err, x.want)
+		}
+	}
+	if err := dev.ReadAt(ctx, make([]byte, mib), 4*mib); err != nil {
+		t.Errorf("after renaming was refused: %v", err)
+	}
+	r.ask(t, http.MethodPost, "/v1/volumes/db/rename", api.RenameRequest{Name: "new", Force: true}, &v)
+	if v.Name != "new" || v.UUID != vols[0].UUID || v.IQN == vols[0].IQN || v.Snapshots != 2 {
+		t.Errorf("renamed: %+v", v)
+	}
+	dev.Close()
+	want(r, "new", 'a')
+	if look, err := r.volume("look"); err != nil || look.Origin != "new@monday" {
+		t.Errorf("the clone of what was renamed: %+v, %v", look, err)
+	}
+	r.ask(t, http.MethodPost, "/v1/volumes/new/rename", api.RenameRequest{Name: "db", Force: true}, &v)
+	want(r, "db", 'a')
+
 	// The clone takes the snapshots over, and the volume can go.
 	r.ask(t, http.MethodPost, "/v1/volumes/look/promote", nil, &v)
 	if v.Snapshots != 1 || v.Origin != "" {

@@ -54,7 +54,7 @@ func checkSize(n int64) error {
 	case n > MaxVolumeBytes:
 		return refuse(http.StatusBadRequest, "create several volumes", "size of %s (%d bytes): the largest volume is %s (%d bytes)", api.FormatSize(n), n, api.FormatSize(MaxVolumeBytes), int64(MaxVolumeBytes))
 	case n%VolumeStep != 0:
-		return refuse(http.StatusBadRequest, fmt.Sprintf("%d or %d", n/VolumeStep*VolumeStep, (n/VolumeStep+1)*VolumeStep), "size of %d bytes is no multiple of %d", n, VolumeStep)
+		return refuse(http.StatusBadRequest, fmt.Sprintf("%d or %d", max(1, n/VolumeStep)*VolumeStep, (n/VolumeStep+1)*VolumeStep), "size of %d bytes is no multiple of %d", n, VolumeStep)
 	}
 	return nil
 }
@@ -271,6 +271,57 @@ func (a *Agent) resizeVolume(ctx context.Context, name string, bytes int64, shri
 	return a.volume(name)
 }
 
+// renameVolume gives a volume another name, and its target with it: no initiator may be logged in, but with force, which
+// throws it out. Snapshots, reservations and figures stay with the volume.
+func (a *Agent) renameVolume(ctx context.Context, name, to string, force bool) (v api.Volume, err error) {
+	err = a.change(ctx, func(e Engine) error {
+		v, err := a.volume(name)
+		if err != nil {
+			return err
+		}
+		r, ok := e.(interface {
+			RenameVolume(ctx context.Context, name, to string) error
+		})
+		switch {
+		case !ok:
+			return refuse(http.StatusNotImplemented, "", "this agent's engine renames nothing")
+		case name == to:
+			return nil
+		case v.Sessions > 0 && !force:
+			return refuse(http.StatusConflict, "its target has another name then: log the initiators out, or pass --force", "volume %q is in use by %d session(s)", name, v.Sessions)
+		}
+		if _, err := a.volume(to); err == nil { // before anybody is thrown out for nothing
+			return answer("rename", name, fmt.Errorf("%q: %w", to, store.ErrExists))
+		}
+		a.withdraw(name)
+		is := to
+		err = r.RenameVolume(ctx, name, to)
+		if err != nil {
+			is = name
+			err = answer("rename", name, err)
+		}
+		if again := a.begin(e, is); again != nil {
+			return errors.Join(err, again)
+		}
+		if err == nil {
+			a.log.Info("volume renamed", "volume", name, "to", to)
+		}
+		return err
+	})
+	if err != nil {
+		return v, err
+	}
+	return a.volume(to)
+}
+
+// withdraw takes a volume's target away, and ends its sessions; begin brings it back.
+func (a *Agent) withdraw(name string) {
+	a.server.RemoveTarget(IQN(name))
+	a.mu.Lock()
+	delete(a.targets, name)
+	a.mu.Unlock()
+}
+
 // deleteVolume takes the target away first, so that no initiator writes to what is going.
 func (a *Agent) deleteVolume(ctx context.Context, name string, force bool) error {
 	return a.change(ctx, func(e Engine) error {
@@ -284,10 +335,7 @@ func (a *Agent) deleteVolume(ctx context.Context, name string, force bool) error
 		if v.Sessions > 0 && !force {
 			return refuse(http.StatusConflict, "log the initiators out, or pass --force", "volume %q is in use by %d session(s)", name, v.Sessions)
 		}
-		a.server.RemoveTarget(IQN(name))
-		a.mu.Lock()
-		delete(a.targets, name)
-		a.mu.Unlock()
+		a.withdraw(name)
 		if err := e.DeleteVolume(ctx, name); err != nil {
 			if again := a.begin(e, name); again != nil {
 				a.log.Error("volume not exported again", "volume", name, "err", again)

@@ -13,6 +13,7 @@
 //	POST   /v1/volumes               {name, size_bytes, compression?: "s2", "zstd" or "off"} → 201 Volume
 //	GET    /v1/volumes/{name}        → Volume
 //	DELETE /v1/volumes/{name}        → 204; 409 while sessions use it, without ?force=true
+//	POST   /v1/volumes/{name}/rename {name, force?: bool} → Volume, of another IQN; 409 while sessions use it, without force
 //	POST   /v1/volumes/{name}/promote → Volume: of a clone; it takes over its origin's snapshots up to its own
 //	GET    /v1/volumes/{name}/diff   ?from=SNAPSHOT&to=SNAPSHOT&offset=N → Diff; without to: to the volume as it is
 //	GET    /v1/volumes/{name}/export ?snapshot=NAME → the volume, or its snapshot, as a qcow2 image with all tables in front

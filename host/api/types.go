@@ -91,7 +91,11 @@ type Range struct {
 	Length int64 `json:"length"`
 }
 
-// SnapshotRequest, CloneRequest and RollbackRequest are the bodies of POSTs.
+// RenameRequest, SnapshotRequest, CloneRequest and RollbackRequest are the bodies of POSTs.
+type RenameRequest struct {
+	Name  string `json:"name"`
+	Force bool   `json:"force,omitempty"`
+}
 type SnapshotRequest struct {
 	Name    string   `json:"name"`
 	Volumes []string `json:"volumes"`

@@ -81,7 +81,8 @@ agent ends: "memory": {"index": SIZE} in its configuration is for good.`,
 }
 
 func (t *tool) hostAcceptLost() *cobra.Command {
-	return &cobra.Command{
+	var yes bool
+	cmd := &cobra.Command{
 		Use: "accept-lost", Short: "Give up blocks whose place in the store is lost, so that the agent serves again", Args: words(),
 		Long: `A last resort, for when the shelf lost more drives than parity stands for. The agent's maps say where each block is stored;
 a page of them has the places of 2 MiB of a volume. Where the shelf cannot read one, its blocks are read errors, and
@@ -89,8 +90,11 @@ the agent stops when one of them is to be written: the drives may come back. Whe
 pages up, of all volumes and snapshots: their blocks are read errors until they are written or unmapped. Nothing else
 is touched. See with 'ledge array show' whether drives may come back. It is refused unless that is why the agent does
 not serve, looks through all maps (a minute or two for 10 TiB), and ends when the agent serves.`,
-		Example: "  ledge host accept-lost\n  ledge host accept-lost --json | jq '.[].volume'",
+		Example: "  ledge host accept-lost\n  ledge host accept-lost --yes --json | jq '.[].volume'   # without asking",
 		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			if err := t.confirm(cmd, yes, "what the shelf cannot read now of the maps is given up for good, though its drives come back", "lost"); err != nil {
+				return err
+			}
 			c, err := t.agent()
 			if err != nil {
 				return err
@@ -120,6 +124,8 @@ not serve, looks through all maps (a minute or two for 10 TiB), and ends when th
 			return table(t.out, givenUp(s.GivenUp))
 		}),
 	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
 }
 
 func givenUp(all []api.GivenUp) [][]string {

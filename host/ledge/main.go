@@ -5,9 +5,9 @@
 //	ledge array  show | scrub | rate | grow
 //	ledge drive  list | rescan | fail | replace | readd | wipe
 //	ledge lun    list | show | create | resize | rename | delete
-//	ledge volume create | list | show | stats | top | clone | promote | resize | compression | export | import | delete
+//	ledge volume create | list | show | stats | top | clone | promote | rename | resize | compression | export | import | delete
 //	ledge snapshot create | list | diff | rollback | delete
-//	ledge host   status
+//	ledge host   status | index | accept-lost
 //
 // It finds the agent's socket by --socket, $LEDGE_SOCKET, $LEDGE_RUN/hostd.sock, ./run/hostd.sock,
 // ./run-local/hostd.sock and /run/ledge/hostd.sock, in this order; and the shelf's addresses likewise in
@@ -98,7 +98,9 @@ func (t *tool) run(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if errors.As(err, &failed) {
 		return exitFailed
 	}
-	fmt.Fprintln(stderr, "  → see ledge --help")
+	if h.hint == "" {
+		fmt.Fprintln(stderr, "  → see ledge --help")
+	}
 	return exitUsage
 }
 

@@ -116,11 +116,12 @@ func (t *tool) snapshotList() *cobra.Command {
 }
 
 func (t *tool) snapshotDelete() *cobra.Command {
-	return &cobra.Command{
+	var yes bool
+	cmd := &cobra.Command{
 		Use: "delete VOLUME@NAME [VOLUME@NAME…]", Aliases: []string{"rm"}, Short: "Delete snapshots; clones of them stay", Args: cobra.ArbitraryArgs,
 		Long: `Delete snapshots. What only they had is freed in the background. Volumes that were cloned from them stay as they are.
-The first that cannot be deleted ends the command.`,
-		Example: "  ledge snapshot delete db@monday\n  ledge snapshot delete db@monday db-log@monday",
+It asks before it begins. The first that cannot be deleted ends the command.`,
+		Example: "  ledge snapshot delete db@monday\n  ledge snapshot delete db@monday db-log@monday --yes   # without asking",
 		RunE: do(func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("'%s' needs VOLUME@NAME, such as db@monday", cmd.CommandPath())
@@ -129,6 +130,13 @@ The first that cannot be deleted ends the command.`,
 				if _, _, err := splitSnapshot(a); err != nil {
 					return err
 				}
+			}
+			what := "what only " + args[0] + " has will be lost"
+			if n := len(args); n > 1 {
+				what = fmt.Sprintf("what only these %d snapshots have will be lost", n)
+			}
+			if err := t.confirm(cmd, yes, what, args[0]); err != nil {
+				return err
 			}
 			c, err := t.agent()
 			if err != nil {
@@ -150,6 +158,8 @@ The first that cannot be deleted ends the command.`,
 			return nil
 		}),
 	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
 }
 
 func (t *tool) snapshotDiff() *cobra.Command {

@@ -13,7 +13,7 @@ import (
 
 func (t *tool) volumeCommand() *cobra.Command {
 	return group("volume", "Create, list, show, measure, clone, promote, resize, compress, export, import and delete volumes",
-		t.volumeCreate(), t.volumeList(), t.volumeShow(), t.volumeStats(), t.volumeTop(), t.volumeClone(), t.volumePromote(), t.volumeResize(), t.volumeCompression(), t.volumeExport(), t.volumeImport(), t.volumeDelete())
+		t.volumeCreate(), t.volumeList(), t.volumeShow(), t.volumeStats(), t.volumeTop(), t.volumeClone(), t.volumePromote(), t.volumeRename(), t.volumeResize(), t.volumeCompression(), t.volumeExport(), t.volumeImport(), t.volumeDelete())
 }
 
 // words checks the number of arguments in words of the command.
@@ -197,12 +197,41 @@ there, so it needs --shrink.`,
 	return cmd
 }
 
-func (t *tool) volumeDelete() *cobra.Command {
+func (t *tool) volumeRename() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
+		Use: "rename NAME NEWNAME", Short: "Give a volume another name, and its target with it", Args: words("a NAME", "a NEWNAME"),
+		Long: `Give a volume another name. Its snapshots, their clones and its figures stay with it. Its target has the new name too, so
+initiators must be logged out, and find it by discovery. Schedules of the agent's configuration know volumes by name.`,
+		Example: "  ledge volume promote db-test && ledge volume rename db db-old && ledge volume rename db-test db",
+		RunE: do(func(cmd *cobra.Command, args []string) error {
+			c, err := t.agent()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			var v api.Volume
+			if err := c.Do(cmd.Context(), http.MethodPost, volumePath(args[0])+"/rename", api.RenameRequest{Name: args[1], Force: force}, &v); err != nil {
+				return explain(err)
+			}
+			if t.json {
+				return printJSON(t.out, v)
+			}
+			_, err = fmt.Fprintf(t.out, "%s is %s now, %s\n", args[0], v.Name, v.IQN)
+			return err
+		}),
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "throw initiators out that are logged in")
+	return cmd
+}
+
+func (t *tool) volumeDelete() *cobra.Command {
+	var force, yes bool
+	cmd := &cobra.Command{
 		Use: "delete NAME", Aliases: []string{"rm"}, Short: "Delete a volume and its data", Args: words("a NAME"),
-		Long:    `Delete a volume and its data. One that has snapshots is not deleted: delete those first, or promote a clone of them.`,
-		Example: "  ledge volume delete scratch\n  ledge volume delete scratch --force   # though initiators use it",
+		Long: `Delete a volume and its data. It asks before it deletes one that has any. One that has snapshots is not deleted:
+delete those first, or promote a clone of them.`,
+		Example: "  ledge volume delete scratch\n  ledge volume delete scratch --yes --force   # without asking, though initiators use it",
 		RunE: do(func(cmd *cobra.Command, args []string) error {
 			c, err := t.agent()
 			if err != nil {
@@ -210,6 +239,16 @@ func (t *tool) volumeDelete() *cobra.Command {
 			}
 			defer c.Close()
 			path := volumePath(args[0])
+			if !yes {
+				var v api.Volume
+				if err := c.Do(cmd.Context(), http.MethodGet, path, nil, &v); err != nil {
+					return explain(err)
+				}
+				what := fmt.Sprintf("deleting %s loses all of it: %s, of which %s have data", v.Name, api.FormatSize(v.SizeBytes), api.FormatSize(v.LogicalBytes))
+				if err := t.confirm(cmd, v.LogicalBytes == 0, what, v.Name); err != nil {
+					return err
+				}
+			}
 			if force {
 				path += "?force=true"
 			}
@@ -223,6 +262,7 @@ func (t *tool) volumeDelete() *cobra.Command {
 			return err
 		}),
 	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	cmd.Flags().BoolVar(&force, "force", false, "delete it though initiators are logged in")
 	return cmd
 }

@@ -27,7 +27,7 @@ var (
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("store: closed")
 	// ErrExists, ErrNotFound, ErrName, ErrSize: what is wrong with a request for a volume.
-	ErrExists   = errors.New("store: volume exists")
+	ErrExists   = errors.New("store: exists already")
 	ErrNotFound = errors.New("store: no such volume or snapshot")
 	ErrName     = errors.New("store: bad volume name")
 	ErrSize     = errors.New("store: bad volume size")

@@ -240,7 +240,7 @@ func TestFullPool(t *testing.T) {
 
 	// Room comes back when the filler goes: the agent stopped early enough to write the checkpoint that frees it.
 	fatal(t, dev.Close())
-	l.must(t, ctx, "volume", "delete", "filler", "--force")
+	l.must(t, ctx, "volume", "delete", "filler", "--force", "--yes")
 	room, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	fatal(t, poll(room, func() error { return w.dev.WriteAt(room, bytes.Repeat([]byte{1}, 1<<20), 512<<20) }))
