@@ -14,27 +14,32 @@ type buffer struct {
 	refs atomic.Int32
 }
 
-var (
-	blockPool = newBufferPool(BlockBytes)
-	slotPool  = newBufferPool(SlotBytes)
-)
+// bufferClasses are the sizes of buffers in blocks, up to a whole slot: who lends one (Array.Fetch) holds at most about
+// twice what it has read.
+var bufferClasses = [...]int{1, 2, 4, 8, 16, 1 + StripBlocks}
 
-func newBufferPool(bytes int) *sync.Pool {
-	p := new(sync.Pool)
-	p.New = func() any { return &buffer{b: alignedBytes(bytes), pool: p} }
-	return p
-}
+var bufferPools = func() (pools [len(bufferClasses)]*sync.Pool) {
+	for i, blocks := range bufferClasses {
+		p := new(sync.Pool)
+		p.New = func() any { return &buffer{b: alignedBytes(blocks * BlockBytes), pool: p} }
+		pools[i] = p
+	}
+	return pools
+}()
 
-// newBlock and newSlot return a buffer of one block, of a whole slot, with one reference. Its content is
-// whatever was there.
-func newBlock() *buffer { return take(blockPool) }
-func newSlot() *buffer  { return take(slotPool) }
-
-func take(p *sync.Pool) *buffer {
-	b := p.Get().(*buffer)
+// newBuffer returns a buffer of at least so many blocks, a slot's at most, with one reference. Its content is whatever was there.
+func newBuffer(blocks int) *buffer {
+	class := 0
+	for bufferClasses[class] < blocks {
+		class++
+	}
+	b := bufferPools[class].Get().(*buffer)
 	b.refs.Store(1)
 	return b
 }
+
+func newBlock() *buffer { return newBuffer(1) }
+func newSlot() *buffer  { return newBuffer(1 + StripBlocks) }
 
 func (b *buffer) hold() *buffer {
 	b.refs.Add(1)

@@ -8,16 +8,16 @@ import (
 )
 
 // The straight way of a read, for a stripe of which nothing is amiss. Nearly all reads go this way, so it is made for
-// speed: each strip is one I/O, verified and copied to the reader by the goroutine that read it, while it
-// is in that core's cache, and its buffer goes back at once.
+// speed: each strip is one I/O, verified by the goroutine that read it, while it is in that core's cache, and copied to the
+// reader, its buffer going back at once, or lent.
 //
 //	1. one I/O for each wanted strip, with the checksum block where it is not in memory; the checksum blocks of parity,
 //	   which tell the generations, where they are not;
-//	2. each, when it has come: decode its checksum block, compute its blocks' checksums, copy them to dst;
+//	2. each, when it has come: decode its checksum block, compute its blocks' checksums, copy them, if they are to be copied;
 //	3. when all have come: generations, then checksums, are compared.
 //
 // Whatever is not as it should be, a member that is absent or does not answer, an error, a wrong checksum, an old
-// generation, makes it answer false, with dst undefined: the view (fetch.go) then reads again, judges, reconstructs.
+// generation, makes it answer false, with what was to be filled undefined: the view (fetch.go) then reads again, judges, reconstructs.
 // The straight way decides nothing and repairs nothing; it only knows what good is.
 //
 // # Hedged reads
@@ -33,6 +33,7 @@ import (
 type straight struct {
 	a       *Array
 	stripe  uint64
+	to      *sink
 	summer  summer
 	ops     []straightOp
 	left    atomic.Int32 // ops that are neither done nor given up
@@ -52,7 +53,7 @@ type straightOp struct {
 	first, count int
 	off          int64
 	buf          *buffer
-	// dst gets blocks to, to+1, … of the strip: dst is nil where only the checksum block is wanted.
+	// dst gets the wanted blocks, unless they are lent: then the read has a reference to buf of its own.
 	dst  spans
 	from int // the first wanted block of the slot; the last is the op's last
 	want bool
@@ -70,25 +71,43 @@ type straightOp struct {
 // opTaken: the drive answered in time, and the bytes are being verified. Only the op's goroutine leaves it, soon.
 const opTaken = opAbandoned + 1
 
-// readStraight reads count blocks from block on into dst. late are strips that did not answer in time, for the view.
-func (a *Array) readStraight(stripe uint64, block, count int, dst [][]byte) (ok bool, late uint64, hedged bool) {
-	r := a.planStraight(stripe, block, count, dst)
+// readStraight reads count blocks from block on. late are strips that did not answer in time, for the view.
+func (a *Array) readStraight(stripe uint64, block, count int, to *sink) (ok bool, late uint64, hedged bool) {
+	r := a.planStraight(stripe, block, count, to)
 	if r == nil {
 		return false, 0, false
 	}
 	late, hedged = r.run()
-	if late != 0 || !r.verify() {
-		return false, late, hedged
+	ok = late == 0 && r.verify()
+	if to.loan != nil {
+		r.lend(ok)
 	}
-	r.remember()
-	return true, 0, false
+	if ok {
+		r.remember()
+		return true, 0, false
+	}
+	return false, late, hedged
+}
+
+// lend passes the read's references on, or gives them up.
+func (r *straight) lend(ok bool) {
+	for i := range r.ops {
+		op := &r.ops[i]
+		switch {
+		case !op.want:
+		case ok:
+			r.to.lend(op.buf, op.from-op.first, op.count)
+		default:
+			op.buf.release()
+		}
+	}
 }
 
 // planStraight returns nil where the straight way is not open.
-func (a *Array) planStraight(stripe uint64, block, count int, dst [][]byte) *straight {
+func (a *Array) planStraight(stripe uint64, block, count int, to *sink) *straight {
 	places := a.places(stripe)
 	k, w := a.layout.Data(), len(places)
-	r := &straight{a: a, stripe: stripe, gens: make([]uint64, w), meta: a.cache.get(stripe)}
+	r := &straight{a: a, stripe: stripe, to: to, gens: make([]uint64, w), meta: a.cache.get(stripe)}
 	known := func(int) bool { return false }
 	askParity := true
 	if r.meta != nil {
@@ -124,7 +143,9 @@ func (a *Array) planStraight(stripe uint64, block, count int, dst [][]byte) *str
 		op := add(i, from, hi+1-from)
 		op.from = lo + 1
 		op.want = true
-		op.dst = spansAt(dst, i*StripBlocks+lo-block)
+		if to.loan == nil {
+			op.dst = spansAt(to.dst, i*StripBlocks+lo-block)
+		}
 	}
 	for i := k; askParity && i < w; i++ {
 		switch m := places[i].member; {
@@ -152,7 +173,8 @@ func spansAt(bufs [][]byte, block int) spans {
 	return spans{bufs: bufs, at: n}
 }
 
-// run performs the I/Os and returns the strips that were given up on. Afterwards nobody writes to dst.
+// run performs the I/Os and returns the strips that were given up on. Afterwards nobody writes to where blocks are copied to, or to
+// the buffers of those that have come.
 func (r *straight) run() (late uint64, hedged bool) {
 	n := len(r.ops)
 	r.left.Store(int32(n))
@@ -162,10 +184,9 @@ func (r *straight) run() (late uint64, hedged bool) {
 	for i := range r.ops {
 		op := &r.ops[i]
 		op.begun = now
-		if op.count == 1 {
-			op.buf = newBlock()
-		} else {
-			op.buf = newSlot()
+		op.buf = newBuffer(op.count)
+		if op.want && r.to.loan != nil {
+			op.buf.hold()
 		}
 		go op.perform()
 	}
@@ -240,7 +261,7 @@ func (r *straight) giveUp(hedge bool) (late uint64) {
 		}
 	}
 	close(r.quit)
-	<-r.done // what was taken is in dst soon
+	<-r.done // what was taken is through soon
 	if hedge && late != 0 {
 		r.a.counters.hedges.Add(1)
 	}
@@ -292,7 +313,9 @@ func (op *straightOp) take(b []byte) {
 	for i := op.from; op.want && i < op.first+op.count; i++ {
 		block := b[(i-op.first)*BlockBytes:][:BlockBytes]
 		op.crcs[i-1] = r.summer.block(op.strip, i-1, block)
-		copy(op.dst.next(), block)
+		if r.to.loan == nil {
+			copy(op.dst.next(), block)
+		}
 	}
 }
 

@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,6 +31,7 @@ type bed struct {
 	want map[uint64][]byte
 	gen  uint64
 	rng  *rand.Rand
+	turn atomic.Int64 // of reads
 }
 
 func driveBytes(slots int) int64 { return raid.DataOffset + int64(slots)*raid.SlotBytes }
@@ -144,9 +147,19 @@ func (b *bed) update(stripe uint64, blocks ...int) {
 	b.want[stripe] = after
 }
 
+// read reads a copy, or what is lent, by turns.
 func (b *bed) read(stripe uint64, block, count int) ([]byte, error) {
 	p := make([]byte, count*raid.BlockBytes)
-	return p, b.a.Read(ctx, stripe, block, [][]byte{p})
+	if b.turn.Add(1)%2 != 0 {
+		return p, b.a.Read(ctx, stripe, block, [][]byte{p})
+	}
+	var loan raid.Loan
+	defer loan.Return()
+	lent, err := b.a.Fetch(ctx, stripe, block, count, nil, &loan)
+	if copied := copy(p, bytes.Join(lent, nil)); err == nil && copied != len(p) {
+		return p, fmt.Errorf("%d bytes lent, %d asked for", copied, len(p))
+	}
+	return p, err
 }
 
 // check reads a range and compares.
