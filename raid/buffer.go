@@ -14,8 +14,7 @@ type buffer struct {
 	refs atomic.Int32
 }
 
-// bufferClasses are the sizes of buffers in blocks, up to a whole slot: who lends one (Array.Fetch) holds at most about
-// twice what it has read.
+// bufferClasses are the sizes of buffers in blocks, up to a whole slot.
 var bufferClasses = [...]int{1, 2, 4, 8, 16, 1 + StripBlocks}
 
 var bufferPools = func() (pools [len(bufferClasses)]*sync.Pool) {

@@ -51,8 +51,15 @@ type sink struct {
 	lent [][]byte
 }
 
-// lend takes over one reference to b, of which it lends blocks from to to.
+// lend takes over one reference to b, of which it lends blocks from to to. What is little of a large buffer is copied after
+// all: who lends holds at most four times what was asked for.
 func (s *sink) lend(b *buffer, from, to int) {
+	if n := to - from; 4*n < len(b.b)/BlockBytes {
+		small := newBuffer(n)
+		copy(small.b[:n*BlockBytes], b.b[from*BlockBytes:])
+		b.release()
+		b, from, to = small, 0, n
+	}
 	s.loan.bufs = append(s.loan.bufs, b)
 	s.lent = append(s.lent, b.b[from*BlockBytes:to*BlockBytes:to*BlockBytes])
 }

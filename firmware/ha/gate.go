@@ -146,10 +146,34 @@ func (g *Gate) look() (done bool, err error) {
 // promises nothing.
 func (g *Gate) Device(dev target.Device) target.Device {
 	d := &gated{g, dev}
-	if p, ok := dev.(target.Provisioned); ok {
+	p, thin := dev.(target.Provisioned)
+	f, fetches := dev.(target.Fetcher)
+	switch {
+	case thin && fetches:
+		return &gatedLUN{gatedThin{d, p}, f}
+	case thin:
 		return &gatedThin{d, p}
 	}
 	return d
+}
+
+// gatedLUN is a LUN of the pool.
+type gatedLUN struct {
+	gatedThin
+	fetcher target.Fetcher
+}
+
+// Fetch implements target.Fetcher.
+func (d *gatedLUN) Fetch(ctx context.Context, lba uint64, n int, dst [][]byte) (out [][]byte, loan target.Loan, err error) {
+	err = d.guard(ctx, func() (err error) { out, loan, err = d.fetcher.Fetch(ctx, lba, n, dst); return err })
+	if err != nil && loan != nil { // it may not leave any more
+		loan.Return()
+		loan = nil
+	}
+	if err != nil {
+		out = dst
+	}
+	return out, loan, err
 }
 
 type gatedThin struct {

@@ -14,6 +14,7 @@ import (
 type slowDevice struct {
 	target.Device
 	began, end chan struct{}
+	lent       int
 }
 
 func (d *slowDevice) Read(context.Context, uint64, [][]byte) error {
@@ -21,6 +22,17 @@ func (d *slowDevice) Read(context.Context, uint64, [][]byte) error {
 	<-d.end
 	return nil
 }
+
+func (d *slowDevice) Space() target.Space { return target.Space{} }
+
+// Fetch lends; the device counts what is lent.
+func (d *slowDevice) Fetch(context.Context, uint64, int, [][]byte) ([][]byte, target.Loan, error) {
+	d.Read(nil, 0, nil)
+	d.lent++
+	return [][]byte{{1}}, d, nil
+}
+
+func (d *slowDevice) Return() { d.lent-- }
 
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -97,6 +109,26 @@ func TestGateHoldsAnswers(t *testing.T) {
 				close(d.end)
 				if err := <-out; !errors.Is(err, c.want) {
 					t.Fatalf("got %v, want %v", err, c.want)
+				}
+			})
+			synctest.Test(t, func(t *testing.T) { // what may not leave is given back at once
+				g := NewGate(nil)
+				d := &slowDevice{began: make(chan struct{}), end: make(chan struct{})}
+				g.Open()
+				g.Extend(g.Now() + 4*time.Second)
+				out := make(chan error, 1)
+				go func() {
+					parts, loan, err := g.Device(d).(target.Fetcher).Fetch(t.Context(), 0, 1, nil)
+					if (err == nil) != (loan != nil && len(parts) == 1 && d.lent == 1) || err != nil && (loan != nil || len(parts) != 0 || d.lent != 0) {
+						t.Errorf("%d pieces, loan %v, %d lent, %v", len(parts), loan, d.lent, err)
+					}
+					out <- err
+				}()
+				<-d.began
+				c.then(g)
+				close(d.end)
+				if err := <-out; !errors.Is(err, c.want) {
+					t.Fatalf("fetch: %v, want %v", err, c.want)
 				}
 			})
 		})

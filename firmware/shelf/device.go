@@ -109,11 +109,13 @@ func (l *LUN) CompareAndWrite(ctx context.Context, lba uint64, compare, write []
 		return err
 	}
 	defer l.lock.unlock(c)
-	old := make([]byte, int(s.hi-s.lo)*blockBytes)
-	if err := l.readBlocks(ctx, s.lo, splitBlocks([][]byte{old})); err != nil {
+	f := fetchPool.Get().(*fetched)
+	defer f.Return()
+	parts, err := l.fetch(ctx, s.lo, s.hi, nil, f)
+	if err != nil {
 		return err
 	}
-	if old = old[s.head:][:len(compare)]; !bytes.Equal(old, compare) {
+	if old := bytes.Join(parts, nil)[s.head:][:len(compare)]; !bytes.Equal(old, compare) {
 		at := 0
 		for old[at] == compare[at] {
 			at++

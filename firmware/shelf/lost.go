@@ -125,7 +125,7 @@ func (p *Pool) gaveUp(j *job, blocks []int) {
 // LUN's block at which the run begins.
 func (l *LUN) lostAt(err error, first uint64, r *run) error {
 	var be *raid.BlockError
-	if !errors.As(err, &be) || be.Block < r.block || be.Block >= r.block+len(r.dst) {
+	if !errors.As(err, &be) || be.Block < r.block || be.Block >= r.block+r.blocks {
 		return fmt.Errorf("%w: %w", target.ErrMediumRead, err)
 	}
 	per := uint64(blockBytes / l.record().BlockBytes)

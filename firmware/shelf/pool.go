@@ -34,6 +34,7 @@ const (
 type Array interface {
 	Geometry() raid.Geometry
 	Read(ctx context.Context, stripe uint64, block int, dst [][]byte) error
+	Fetch(ctx context.Context, stripe uint64, block, count int, dst [][]byte, loan *raid.Loan) ([][]byte, error)
 	WriteStripe(ctx context.Context, stripe, gen uint64, data [][]byte) error
 	PrepareUpdate(ctx context.Context, stripe, gen uint64, blocks []raid.BlockWrite) (*raid.Update, error)
 	PrepareLoss(ctx context.Context, stripe, gen uint64, blocks []raid.BlockWrite, spec raid.LossSpec) (*raid.Update, error)

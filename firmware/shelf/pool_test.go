@@ -13,6 +13,7 @@ import (
 	"github.com/ledge-storage/ledge/firmware/shelf"
 	"github.com/ledge-storage/ledge/nvram"
 	"github.com/ledge-storage/ledge/target"
+	"github.com/ledge-storage/ledge/target/devicetest"
 )
 
 var ctx = context.Background()
@@ -69,6 +70,26 @@ func TestAddressesBeyondTheLUN(t *testing.T) {
 	}
 }
 
+// A LUN keeps the promises of a device, while its blocks go to the members by and by, of which two are lost in the end.
+func TestDevice(t *testing.T) {
+	for _, block := range []uint32{512, 4096} {
+		r := newRig(t, 8<<20, shelf.Options{OverlayBlocks: 300})
+		devicetest.Run(t, r.lun("v", shelf.KindPlain, 8*extentBytes, block), uint64(block))
+		r.drain()
+		r.lose(1)
+		r.lose(3)
+		r.cut()
+		r.open()
+		d := r.device("v")
+		if err := d.Unmap(ctx, []target.Range{{Blocks: d.Info().Blocks}}); err != nil {
+			t.Fatal(err)
+		}
+		devicetest.Run(t, d, uint64(block)+1)
+		r.stop()
+	}
+}
+
+// Sectors of 512 bytes in blocks of 4 KiB.
 func TestSectors(t *testing.T) {
 	r := newRig(t, 4<<20, shelf.Options{})
 	d := r.lun("v", shelf.KindPlain, extentBytes, 512)

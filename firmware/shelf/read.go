@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/ledge-storage/ledge/raid"
 	"github.com/ledge-storage/ledge/target"
@@ -11,12 +12,13 @@ import (
 
 // The path of a read:
 //
-//	1. Read        checks the range, keeps atomic writes out of it where it is more than a block (rangelock.go), cuts
-//	               it by extents, and makes of the caller's buffers one slice a block.
-//	2. plan        in one critical section: the overlay's copy of each block, else zeros when its stripe was
-//	               never written, else the stripe to read. A plan that reads members pins the extent.
-//	3. copy        the overlay's blocks. Their buffers never change, so this needs no lock.
-//	4. array.Read  the rest, verified (P4), rebuilt where a member lies.
+//	1. fetchBytes   checks the range, keeps atomic writes out of it where it is more than a block (rangelock.go), and cuts
+//	                it by extents.
+//	2. plan         in one critical section: the overlay's copy of each block, else zeros when its stripe was
+//	                never written, else the stripe to read. A plan that reads members pins the extent.
+//	3. array.Fetch  what is to be read, verified (P4), rebuilt where a member lies. The overlay's blocks never
+//	                change, so they are given as they are.
+//	4. Fetch lends all that to the engine, which sends it from there; Read copies it.
 //
 // Why there is no window in which a read returns something old: a block leaves the overlay only after the
 // stripe with it was written, so a plan that found no copy reads the members after that write. What is planned
@@ -25,14 +27,60 @@ import (
 // LUN between plan and read, were the extent freed meanwhile.
 
 // Read implements target.Device.
-func (l *LUN) Read(ctx context.Context, lba uint64, dst [][]byte) (err error) {
-	r, err := l.live()
+func (l *LUN) Read(ctx context.Context, lba uint64, dst [][]byte) error {
+	f := fetchPool.Get().(*fetched)
+	defer f.Return()
+	parts, err := l.fetchBytes(ctx, lba, byteLen(dst), nil, f)
 	if err != nil {
 		return err
 	}
-	s, err := r.span(lba, byteLen(dst))
+	for _, b := range dst {
+		for len(b) > 0 {
+			n := copy(b, parts[0])
+			b = b[n:]
+			if parts[0] = parts[0][n:]; len(parts[0]) == 0 {
+				parts = parts[1:]
+			}
+		}
+	}
+	return nil
+}
+
+// Fetch implements target.Fetcher: what is in the overlay, and the buffers of what was read from the members.
+func (l *LUN) Fetch(ctx context.Context, lba uint64, n int, dst [][]byte) ([][]byte, target.Loan, error) {
+	f := fetchPool.Get().(*fetched)
+	parts, err := l.fetchBytes(ctx, lba, int64(n), dst, f)
+	if err != nil {
+		f.Return()
+		return dst, nil, err
+	}
+	return parts, f, nil
+}
+
+// fetched is what one read borrowed from the array. Blocks of the overlay are nobody's to give back.
+type fetched struct {
+	loan raid.Loan
+	plan plan
+}
+
+var fetchPool = sync.Pool{New: func() any { return new(fetched) }}
+
+// Return implements target.Loan.
+func (f *fetched) Return() {
+	f.loan.Return()
+	f.plan.forget()
+	fetchPool.Put(f)
+}
+
+// fetchBytes appends the n bytes from logical block lba on to dst.
+func (l *LUN) fetchBytes(ctx context.Context, lba uint64, n int64, dst [][]byte, f *fetched) (parts [][]byte, err error) {
+	r, err := l.live()
+	if err != nil {
+		return nil, err
+	}
+	s, err := r.span(lba, n)
 	if err != nil || s.n == 0 {
-		return err
+		return dst, err
 	}
 	defer func() {
 		// A block of 4 KiB may begin before the first of the sectors asked for.
@@ -43,133 +91,140 @@ func (l *LUN) Read(ctx context.Context, lba uint64, dst [][]byte) (err error) {
 	if s.hi-s.lo > 1 {
 		c, err := l.lock.lock(ctx, s.lo, s.hi, accessRead)
 		if err != nil {
-			return fmt.Errorf("shelf: LUN %d: wait for blocks %d to %d: %w", l.id, s.lo, s.hi, err)
+			return nil, fmt.Errorf("shelf: LUN %d: wait for blocks %d to %d: %w", l.id, s.lo, s.hi, err)
 		}
 		defer l.lock.unlock(c)
 	}
-	if blocks := splitBlocks(dst); s.head == 0 && s.tail == 0 && blocks != nil {
-		return l.readBlocks(ctx, s.lo, blocks)
+	first := len(dst)
+	if parts, err = l.fetch(ctx, s.lo, s.hi, dst, f); err != nil {
+		return nil, err
 	}
-	blocks := make([][]byte, s.hi-s.lo)
-	for i := range blocks {
-		blocks[i] = make([]byte, blockBytes)
-	}
-	if err := l.readBlocks(ctx, s.lo, blocks); err != nil {
-		return err
-	}
-	at := s.head
-	for _, b := range dst {
-		for len(b) > 0 {
-			n := copy(b, blocks[at/blockBytes][at%blockBytes:])
-			b, at = b[n:], at+n
-		}
-	}
-	return nil
-}
-
-// splitBlocks cuts buffers into blocks, or returns nil when a block would lie in two.
-func splitBlocks(bufs [][]byte) [][]byte {
-	var blocks [][]byte
-	for _, b := range bufs {
-		if len(b)%blockBytes != 0 {
-			return nil
-		}
-		for ; len(b) > 0; b = b[blockBytes:] {
-			blocks = append(blocks, b[:blockBytes:blockBytes])
-		}
-	}
-	return blocks
+	// Sectors may begin and end within a block.
+	parts[first] = parts[first][s.head:]
+	last := len(parts) - 1
+	parts[last] = parts[last][:len(parts[last])-s.tail]
+	return parts, nil
 }
 
 // readBlocks fills dst, a slice a block, from block lo on.
 func (l *LUN) readBlocks(ctx context.Context, lo uint64, dst [][]byte) error {
-	for len(dst) > 0 {
-		k, first := l.place(lo)
-		n := min(len(dst), int(l.p.sb.ExtentBlocks)-first)
-		if err := l.readExtent(ctx, k, first, dst[:n]); err != nil {
-			return fmt.Errorf("shelf: read LUN %d: blocks %d+%d: %w", l.id, lo, n, err)
+	f := fetchPool.Get().(*fetched)
+	defer f.Return()
+	parts, err := l.fetch(ctx, lo, lo+uint64(len(dst)), nil, f)
+	if err != nil {
+		return err
+	}
+	for _, part := range parts {
+		for ; len(part) > 0; part = part[blockBytes:] {
+			copy(dst[0], part[:blockBytes])
+			dst = dst[1:]
 		}
-		lo, dst = lo+uint64(n), dst[n:]
 	}
 	return nil
 }
 
-// run is a row of blocks of one stripe to be read from the members.
+// fetch appends blocks [lo, hi) to dst, in pieces of whole blocks.
+func (l *LUN) fetch(ctx context.Context, lo, hi uint64, dst [][]byte, f *fetched) (_ [][]byte, err error) {
+	for lo < hi {
+		k, first := l.place(lo)
+		n := min(int(min(hi-lo, uint64(l.p.sb.ExtentBlocks))), int(l.p.sb.ExtentBlocks)-first)
+		if dst, err = l.fetchExtent(ctx, k, first, n, dst, f); err != nil {
+			return nil, fmt.Errorf("shelf: read LUN %d: blocks %d+%d: %w", l.id, lo, n, err)
+		}
+		lo += uint64(n)
+	}
+	return dst, nil
+}
+
+// plan says where a row of blocks comes from, in order.
+type plan struct {
+	runs   []run
+	extent uint32
+}
+
+// run is a row of blocks of one stripe to be read from the members, or, with data, one of the overlay, or of zeros.
 type run struct {
+	data   []byte
 	stripe uint64
 	block  int
 	first  int // block of the extent
-	dst    [][]byte
+	blocks int
 }
 
-func (l *LUN) readExtent(ctx context.Context, k extentKey, first int, dst [][]byte) error {
+// forget drops what the plan refers to.
+func (n *plan) forget() {
+	clear(n.runs)
+	n.runs = n.runs[:0]
+}
+
+func (l *LUN) fetchExtent(ctx context.Context, k extentKey, first, n int, dst [][]byte, f *fetched) ([][]byte, error) {
 	p := l.p
-	hits := make([][]byte, len(dst)) // the overlay's copies; nil: read, or zeros when in zero
 	p.mu.Lock()
 	if p.err != nil {
 		p.mu.Unlock()
-		return p.alive()
+		return nil, p.alive()
 	}
 	if l.rec.State != lunLive { // deleted since: the map may speak of another LUN
 		p.mu.Unlock()
-		return target.ErrUnavailable
+		return nil, target.ErrUnavailable
 	}
 	p.stats.Reads++
-	runs, extent := p.plan(k, first, dst, hits)
-	if runs != nil {
-		p.table.pin(extent)
+	members := p.plan(k, first, n, &f.plan)
+	if members {
+		p.table.pin(f.plan.extent)
 	}
 	p.mu.Unlock()
-	for i, h := range hits {
-		if h != nil {
-			copy(dst[i], h)
+	if members {
+		defer p.unpin(f.plan.extent)
+		p.load.enter()
+		defer p.load.leave()
+	}
+	for i := range f.plan.runs {
+		r := &f.plan.runs[i]
+		if r.data != nil {
+			dst = append(dst, r.data)
+			continue
+		}
+		var err error
+		if dst, err = p.array.Fetch(ctx, r.stripe, r.block, r.blocks, dst, &f.loan); err != nil {
+			return nil, l.readError(ctx, err, uint64(k.ext)*uint64(p.sb.ExtentBlocks), r)
 		}
 	}
-	if runs == nil {
-		return nil
-	}
-	defer p.unpin(extent)
-	p.load.enter()
-	defer p.load.leave()
-	for _, r := range runs {
-		if err := p.array.Read(ctx, r.stripe, r.block, r.dst); err != nil {
-			return l.readError(ctx, err, uint64(k.ext)*uint64(p.sb.ExtentBlocks), &r)
-		}
-	}
-	return nil
+	return dst, nil
 }
 
-// plan says where each block comes from. Called with mu held.
-func (p *Pool) plan(k extentKey, first int, dst, hits [][]byte) (runs []run, extent uint32) {
+// plan says where each of n blocks comes from, and whether members are to be read. Called with mu held.
+func (p *Pool) plan(k extentKey, first, n int, out *plan) (members bool) {
 	extent, mapped := p.table.lookup(k)
 	var written uint64
 	if mapped {
 		written = p.table.entries[extent].written
 	}
+	out.extent, out.runs = extent, out.runs[:0]
 	next := -1 // the block that would continue the last run
-	for i := range dst {
-		b := first + i
+	for b := first; b < first+n; b++ {
 		if e := p.over.get(k, b); e != nil {
 			p.stats.OverlayHits++
-			hits[i] = e.data
-			if e.data == nil {
-				hits[i] = zeroBlock
+			data := e.data
+			if data == nil {
+				data = zeroBlock
 			}
+			out.runs = append(out.runs, run{data: data})
 			continue
 		}
 		stripe, within := p.over.locate(b)
-		if written&(1<<stripe) == 0 {
-			hits[i] = zeroBlock
-			continue
+		switch {
+		case written&(1<<stripe) == 0:
+			out.runs = append(out.runs, run{data: zeroBlock})
+		case next != b || within == 0:
+			out.runs = append(out.runs, run{stripe: p.table.stripe(extent, stripe), block: within, first: b, blocks: 1})
+			next, members = b+1, true
+		default:
+			out.runs[len(out.runs)-1].blocks++
+			next = b + 1
 		}
-		if next != b || within == 0 {
-			runs = append(runs, run{stripe: p.table.stripe(extent, stripe), block: within, first: b})
-		}
-		r := &runs[len(runs)-1]
-		r.dst = append(r.dst, dst[i])
-		next = b + 1
 	}
-	return runs, extent
+	return members
 }
 
 func (p *Pool) unpin(extent uint32) {

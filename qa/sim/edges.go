@@ -130,6 +130,13 @@ func (a *nodeArray) Read(ctx context.Context, stripe uint64, block int, dst [][]
 	return a.Array.Read(ctx, stripe, block, dst)
 }
 
+func (a *nodeArray) Fetch(ctx context.Context, stripe uint64, block, count int, dst [][]byte, loan *raid.Loan) ([][]byte, error) {
+	if err := a.n.pass(); err != nil {
+		return dst, err
+	}
+	return a.Array.Fetch(ctx, stripe, block, count, dst, loan)
+}
+
 func (a *nodeArray) PrepareUpdate(ctx context.Context, stripe, gen uint64, blocks []raid.BlockWrite) (*raid.Update, error) {
 	if err := a.n.pass(); err != nil {
 		return nil, err

@@ -25,8 +25,13 @@ func Run(t *testing.T, d target.Device, seed uint64) {
 	}
 	model := make([]byte, i.Blocks*size)
 	ctx := context.Background()
+	var all loans
+	defer all.end(t)
 	check := func(lba, blocks uint64) {
 		t.Helper()
+		if f, ok := d.(target.Fetcher); ok {
+			all.fetch(t, f, lba, model[lba*size:(lba+blocks)*size])
+		}
 		got := make([]byte, blocks*size)
 		half := blocks / 2 * size
 		vec := [][]byte{got[:half], got[half:]}
@@ -99,6 +104,12 @@ func Run(t *testing.T, d target.Device, seed uint64) {
 		t.Fatal(err)
 	}
 	for _, lba := range []uint64{i.Blocks, i.Blocks + 1, 1 << 60} {
+		if f, ok := d.(target.Fetcher); ok {
+			before := [][]byte{{1}}
+			if out, loan, err := f.Fetch(ctx, lba, int(size), before); !errors.Is(err, target.ErrRange) || loan != nil || len(out) != 1 {
+				t.Errorf("fetch at %d of %d: %d pieces, loan %v, %v", lba, i.Blocks, len(out), loan, err)
+			}
+		}
 		if err := d.Read(ctx, lba, [][]byte{make([]byte, size)}); !errors.Is(err, target.ErrRange) {
 			t.Errorf("read at %d of %d: %v", lba, i.Blocks, err)
 		}
@@ -108,5 +119,51 @@ func Run(t *testing.T, d target.Device, seed uint64) {
 		if err := d.WriteSame(ctx, lba, 1<<60, nil); !errors.Is(err, target.ErrRange) {
 			t.Errorf("write same at %d: %v", lba, err)
 		}
+	}
+}
+
+// loans are of a target.Fetcher. They are held for a while, so that what changes before it is given back shows.
+type loans []loaned
+
+type loaned struct {
+	target.Loan
+	parts [][]byte
+	want  []byte
+}
+
+// heldLoans is for how many further reads a loan is held.
+const heldLoans = 10
+
+func (l *loans) fetch(t *testing.T, f target.Fetcher, lba uint64, want []byte) {
+	t.Helper()
+	before := []byte("before")
+	parts, loan, err := f.Fetch(context.Background(), lba, len(want), [][]byte{before})
+	if err != nil || loan == nil || len(parts) == 0 || &parts[0][0] != &before[0] {
+		t.Fatalf("fetch at %d: %d pieces, loan %v, %v", lba, len(parts), loan, err)
+	}
+	*l = append(*l, loaned{loan, parts[1:], bytes.Clone(want)})
+	(*l)[len(*l)-1].check(t)
+	if len(*l) > heldLoans {
+		(*l)[0].end(t)
+		*l = (*l)[1:]
+	}
+}
+
+func (l loaned) check(t *testing.T) {
+	t.Helper()
+	if !bytes.Equal(bytes.Join(l.parts, nil), l.want) {
+		t.Fatal("what was fetched is something else")
+	}
+}
+
+func (l loaned) end(t *testing.T) {
+	t.Helper()
+	l.check(t)
+	l.Return()
+}
+
+func (l *loans) end(t *testing.T) {
+	for _, x := range *l {
+		x.end(t)
 	}
 }

@@ -45,12 +45,15 @@ func read_(t *Task) error {
 	return nil
 }
 
-// readPiece returns the n bytes from lba on: the device's own memory where it lends it, else a copy.
+// readPiece returns the n bytes from lba on: the device's own memory where it lends it, or what it fetched, else a copy.
 func (t *Task) readPiece(lba uint64, n int) (*Buffer, error) {
 	if l := t.unit.lender; l != nil {
 		if b := borrow(l, lba, n); b != nil {
 			return b, nil
 		}
+	}
+	if f := t.unit.fetch; f != nil {
+		return fetch(t.ctx, f, lba, n)
 	}
 	b := GetBuffer(n)
 	t.vec = append(t.vec[:0], b.B)

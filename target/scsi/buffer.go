@@ -1,6 +1,7 @@
 package scsi
 
 import (
+	"context"
 	"sync"
 
 	"github.com/ledge-storage/ledge/target"
@@ -52,6 +53,16 @@ func borrow(dev target.Lender, lba uint64, n int) *Buffer {
 		return nil
 	}
 	return b
+}
+
+// fetch returns a buffer of the n bytes that dev reads from lba on.
+func fetch(ctx context.Context, dev target.Fetcher, lba uint64, n int) (b *Buffer, err error) {
+	b = lentPool.Get().(*Buffer)
+	if b.Lent, b.loan, err = dev.Fetch(ctx, lba, n, b.Lent[:0]); err != nil {
+		lentPool.Put(b)
+		return nil, err
+	}
+	return b, nil
 }
 
 // Len is how many bytes the buffer holds.

@@ -15,6 +15,7 @@ type unit struct {
 	dev    target.Device
 	inline target.Inline      // dev, where it is one
 	lender target.Lender      // dev, where it is one
+	fetch  target.Fetcher     // dev, where it is one
 	pool   target.Provisioned // dev, where it is one
 	eraser target.Eraser      // dev, where it is one
 	store  ReservationStore
@@ -60,6 +61,7 @@ func newUnit(t *Target, lun uint64, dev target.Device, o UnitOptions) (*unit, er
 	u.proxy, _ = o.Reservations.(ReservationProxy)
 	u.inline, _ = dev.(target.Inline)
 	u.lender, _ = dev.(target.Lender)
+	u.fetch, _ = dev.(target.Fetcher)
 	u.eraser, _ = dev.(target.Eraser)
 	info := dev.Info()
 	u.told.Store(&info)

@@ -151,10 +151,17 @@ func (b *arrayBed) contest(ctx context.Context, w, healthy, degraded *raid.Array
 		dst[i] = aligned(int(b.geo.StripeBytes))
 		scratch[i] = aligned((arrayData + arrayParity) * raid.SlotBytes)
 	}
-	reader := func(a *raid.Array) func(worker, i int) (int, error) {
-		return func(worker, i int) (int, error) {
-			return len(dst[worker]), a.Read(ctx, uint64(i%n), 0, [][]byte{dst[worker]})
+	lent := make([][][]byte, arrayDepth) // what each worker was lent
+	loans := make([]raid.Loan, arrayDepth)
+	fetcher := func(a *raid.Array) func(worker, i int) (int, error) {
+		return func(worker, i int) (_ int, err error) {
+			loans[worker].Return()
+			lent[worker], err = a.Fetch(ctx, uint64(i%n), 0, arrayData*raid.StripBlocks, lent[worker][:0], &loans[worker])
+			return int(b.geo.StripeBytes), err
 		}
+	}
+	copier := func(worker, i int) (int, error) {
+		return len(dst[worker]), healthy.Read(ctx, uint64(i%n), 0, [][]byte{dst[worker]})
 	}
 	bareRead := func(check bool) func(worker, i int) (int, error) {
 		return func(worker, i int) (int, error) {
@@ -171,9 +178,10 @@ func (b *arrayBed) contest(ctx context.Context, w, healthy, degraded *raid.Array
 			return len(dst[worker]), err
 		}
 	}
-	for what, f := range map[string]func(worker, i int) (int, error){"read": reader(healthy), "degraded read": reader(degraded), "bare read": bareRead(false)} {
+	for what, f := range map[string]func(worker, i int) (int, error){"read": fetcher(healthy), "degraded read": fetcher(degraded), "copied read": copier, "bare read": bareRead(false)} {
 		for i := range n {
-			if _, err := f(0, i); err != nil || !bytes.Equal(dst[0], b.data[i]) {
+			lent[0] = [][]byte{dst[0]} // who lends nothing fills dst
+			if _, err := f(0, i); err != nil || !bytes.Equal(bytes.Join(lent[0], nil), b.data[i]) {
 				return nil, fmt.Errorf("%s: stripe %d is not what was written (%v)", what, i, err)
 			}
 		}
@@ -217,10 +225,11 @@ func (b *arrayBed) contest(ctx context.Context, w, healthy, degraded *raid.Array
 		}),
 		mb("bare+codec write", func(worker, i int) (int, error) { return b.codecWrite(scratch[worker], i%n, true) }),
 		mb("codec alone", func(worker, i int) (int, error) { return b.codecWrite(scratch[worker], i%n, false) }),
-		mb("read", reader(healthy)),
+		mb("read", fetcher(healthy)),
+		mb("copied read", copier),
 		mb("bare read", bareRead(false)),
 		mb("bare+crc read", bareRead(true)),
-		mb("degraded read", reader(degraded)),
+		mb("degraded read", fetcher(degraded)),
 		mb("scrub", func(_, i int) (int, error) {
 			r, err := healthy.Scrub(ctx, uint64(i%n))
 			if err == nil && (r.Bad != 0 || r.Absent != 0 || r.Unwritten) {
