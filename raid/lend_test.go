@@ -60,6 +60,9 @@ func TestFetch(t *testing.T) {
 	b.cold() // rot: read again, computed, repaired
 	fetch(1, 0, 96)
 	fetch(1, 33, 3)
+	b.cold()
+	fetch(1, 5, 1) // little of what is read with the checksum block
+	fetch(1, 70, 1)
 	b.cold(0, 4)
 	for stripe := range uint64(3) {
 		fetch(stripe, 0, 96)
