@@ -37,3 +37,13 @@ func (a *Array) PlacesOn(stripe uint64, member int) (n int) {
 	}
 	return n
 }
+
+// Known tells what is in memory of a stripe: its checksum blocks, or the generations alone.
+func Known(a *Array, stripe uint64) (sums, gens bool) {
+	a.cache.mu.Lock()
+	defer a.cache.mu.Unlock()
+	return a.cache.entries[stripe] != nil, a.cache.gens.find(stripe) != nil
+}
+
+// LRUStripes is how many stripes' checksum blocks are kept at least.
+const LRUStripes = leastStripes

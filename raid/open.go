@@ -15,7 +15,7 @@ import (
 
 func (o *Options) withDefaults() {
 	if o.CacheBytes == 0 {
-		o.CacheBytes = 32 << 20
+		o.CacheBytes = 64 << 20
 	}
 	if o.QueueDepth == 0 {
 		o.QueueDepth = 32
@@ -133,7 +133,7 @@ func newArray(l *Label, lay *layout.Layout, opts Options) (*Array, error) {
 		return nil, fmt.Errorf("raid: %d+%d: %w", l.K, l.M, err)
 	}
 	return &Array{id: l.Array, sums: l.Checksums, opts: opts, layout: lay, at: lay, code: code, label: l.clone(), members: make([]*member, l.N),
-		cache: newSumCache(opts.CacheBytes, l.K+l.M)}, nil
+		cache: newSumCache(opts.CacheBytes, l.K, l.M)}, nil
 }
 
 // Open finds the members among the drives by their labels, whatever the order, and opens the array. It writes
