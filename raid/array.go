@@ -112,6 +112,8 @@ type Refusal struct {
 type Counters struct {
 	Reads, DegradedReads, FullWrites, Updates, UpdatesByDelta, UpdatesByRebuild uint64
 	Repairs, ChecksumErrors, StaleStrips, Unrecoverable, CacheHits, CacheMisses uint64
+	// CacheGens are those of CacheHits that found the generations alone.
+	CacheGens uint64
 	// Hedges are reads that did not wait for a member that was late; of HedgeWins parity answered in its place.
 	Hedges, HedgeWins uint64
 }
@@ -382,7 +384,7 @@ func (a *Array) Status() Status {
 	s.Counters = Counters{Reads: c.reads.Load(), DegradedReads: c.degradedReads.Load(), FullWrites: c.fullWrites.Load(),
 		Updates: c.updates.Load(), UpdatesByDelta: c.updatesByDelta.Load(), UpdatesByRebuild: c.updatesByRebuild.Load(),
 		Repairs: c.repairs.Load(), ChecksumErrors: c.checksumErrors.Load(), StaleStrips: c.staleStrips.Load(),
-		Unrecoverable: c.unrecoverable.Load(), CacheHits: c.cacheHits.Load(), CacheMisses: c.cacheMisses.Load(),
+		Unrecoverable: c.unrecoverable.Load(), CacheHits: c.cacheHits.Load(), CacheMisses: c.cacheMisses.Load(), CacheGens: a.cache.gens.hits.Load(),
 		Hedges: c.hedges.Load(), HedgeWins: c.hedgeWins.Load()}
 	return s
 }

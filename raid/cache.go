@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"math"
 	"sync"
+	"sync/atomic"
 )
 
 // stripeMeta is what is known of a stripe's checksum blocks. It is immutable: it is replaced, under the
@@ -24,11 +25,11 @@ type sumCache struct {
 	mu      sync.Mutex
 	order   *list.List // front: newest; values are *sumEntry
 	entries map[uint64]*list.Element
-	gens    genTable
+	gens    *genTable
 }
 
 // leastStripes of the LRU.
-const leastStripes = 16
+const leastStripes = 1
 
 type sumEntry struct {
 	stripe uint64
@@ -97,12 +98,13 @@ type genTable struct {
 	sets uint64
 	all  []uint32 // made with the first entry
 	turn int
+	hits atomic.Uint64
 }
 
 const genWays = 8
 
-func newGenTable(bytes, k, m int) genTable {
-	return genTable{k: k, m: m, sets: uint64(max(bytes/(genWays*4*(4+k)), 1))}
+func newGenTable(bytes, k, m int) *genTable {
+	return &genTable{k: k, m: m, sets: uint64(max(bytes/(genWays*4*(4+k)), 1))}
 }
 
 func (t *genTable) entry(i uint64) []uint32 {
@@ -138,6 +140,7 @@ func (t *genTable) get(stripe uint64) *stripeMeta {
 	if e == nil {
 		return nil
 	}
+	t.hits.Add(1)
 	meta := &stripeMeta{gens: make([]uint64, t.k+t.m), sums: make([]*stripSum, t.k+t.m), parity: true}
 	newest := words64(e[2:])
 	for i := range meta.gens {

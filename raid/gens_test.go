@@ -55,6 +55,19 @@ func TestGensSaveReads(t *testing.T) {
 	}
 }
 
+// Strips that an update did not touch are older than those that it did, and no worse.
+func TestGensOfUpdates(t *testing.T) {
+	b := gensBed(t)
+	for _, block := range []int{3, 40, 90} {
+		b.update(0, block)
+		b.push()
+		b.check(0, 0, b.blocks())
+	}
+	if c := b.a.Status().Counters; c.StaleStrips+c.ChecksumErrors+c.Repairs != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
 // What drives did with a write shows where only the generations are in memory; the stripe is repaired.
 func TestLiesByGens(t *testing.T) {
 	for _, v := range []raidtest.Verdict{raidtest.Lose, raidtest.Tear, raidtest.Misdirect} {

@@ -87,7 +87,7 @@ func (n *node) openArray(ctx context.Context) (*raid.Array, error) {
 	if err := n.pass(); err != nil {
 		return nil, err
 	}
-	return raid.Open(ctx, n.drives(), raid.Options{Logger: n.log})
+	return raid.Open(ctx, n.drives(), raid.Options{Logger: n.log, CacheBytes: cacheBytes(n.s.seed)})
 }
 
 func (n *node) Reserve(ctx context.Context, seen ha.View) error {

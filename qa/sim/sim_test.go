@@ -85,7 +85,7 @@ var must = []string{
 	"cut in a region write", "cut in a stripe write", "cut in an update", "cut in a flush", "cut in replay", "cut in a rebuild", "cut in a repair",
 	"write: lose", "write: tear", "write: misdirect", "write: fail", "rotten block", "unreadable block", "drive died", "drive stalled", "drive timed out",
 	"drive came back", "older copy came back", "member lost", "takeover", "full pool", "update replayed", "stall for room",
-	"degraded read", "strip repaired", "checksum error found", "lost write found", "read error", "update by delta", "update by rebuild",
+	"degraded read", "strip repaired", "checksum error found", "lost write found", "read error", "update by delta", "update by rebuild", "generations alone known",
 	"cut in a growth", "growth went on", "array grown",
 	"member rebuilt", "scrub of everything", "strip scrubbed well", "stale member refused", "stripe beyond parity", "error beyond parity",
 	// Two controllers.
