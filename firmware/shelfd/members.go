@@ -139,7 +139,7 @@ func (b *backend) openArray(ctx context.Context) (*raid.Array, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := raid.Open(ctx, lent, raid.Options{Logger: b.log})
+	a, err := raid.Open(ctx, lent, raid.Options{Logger: b.log, CacheBytes: sumBytes()})
 	if err != nil {
 		giveBack(lent)
 	}

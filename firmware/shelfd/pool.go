@@ -56,7 +56,7 @@ func (b *backend) Form(ctx context.Context, spec any) error {
 
 // createArray reserves the drives and makes an array of them.
 func (b *backend) createArray(ctx context.Context, members []raid.Drive, key uint64, s control.PoolSpec) (*raid.Array, error) {
-	o := raid.Options{K: b.conf.Array.Data, M: b.conf.Array.Parity, Force: s.Force, Logger: b.log}
+	o := raid.Options{K: b.conf.Array.Data, M: b.conf.Array.Parity, Force: s.Force, Logger: b.log, CacheBytes: sumBytes()}
 	if s.Data > 0 {
 		o.K, o.M = s.Data, s.Parity
 	}
