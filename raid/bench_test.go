@@ -1,6 +1,7 @@
 package raid_test
 
 import (
+	"math/rand/v2"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -122,13 +123,31 @@ func BenchmarkBareRead(b *testing.B) {
 	}
 }
 
+// BenchmarkRead4K reads blocks at random: with their checksum blocks in memory, with the generations alone, with nothing (as from an
+// array much larger than its cache).
 func BenchmarkRead4K(b *testing.B) {
-	a, g := benchArray(b)
-	fillBench(b, a, g)
-	p := make([]byte, raid.BlockBytes)
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		must(b, a.Read(ctx, uint64(i)%g.Stripes, i*37%256, [][]byte{p}))
+	for _, how := range []string{"sums", "generations", "nothing"} {
+		b.Run(how, func(b *testing.B) {
+			drives := benchDrives(b)
+			o := raid.Options{}
+			if how == "generations" {
+				o.CacheBytes = 5700 // whole of one stripe
+			}
+			a, err := raid.Create(ctx, drives, o)
+			must(b, err)
+			b.Cleanup(func() { a.Close() })
+			g := a.Geometry()
+			fillBench(b, a, g)
+			p := make([]byte, raid.BlockBytes)
+			b.ReportAllocs()
+			rng := rand.New(rand.NewPCG(1, 1))
+			for b.Loop() {
+				if how == "nothing" {
+					raid.ForgetSums(a)
+				}
+				must(b, a.Read(ctx, rng.Uint64N(g.Stripes), rng.IntN(256), [][]byte{p}))
+			}
+		})
 	}
 }
 
