@@ -28,6 +28,13 @@ const (
 	guestAPI    = "8443"
 )
 
+// The window of Options.Window.
+const (
+	windowBytes = 4 << 20
+	windowSlot  = "0x10"
+	windowBAR   = "/sys/bus/pci/devices/0000:00:10.0/resource2"
+)
+
 // Controller is one of the two.
 type Controller struct {
 	*Part
@@ -130,6 +137,13 @@ func (l *Lab) virtualController(side string) ([]string, error) {
 	c := l.config()
 	c["api_listen"] = ":" + guestAPI
 	c["portal_listen"] = ":" + guestPortal
+	if l.o.Window {
+		end := "listen"
+		if side == "B" {
+			end = "dial"
+		}
+		c["mirror"] = map[string]string{end: fmt.Sprintf("%s:%d", b.Links.Partner.Address("A").Addr(), b.MirrorPort), "window": windowBAR}
+	}
 	if err := writeJSON(l.path(side, "shelf.json"), 0o600, c); err != nil {
 		return nil, err
 	}
@@ -160,6 +174,10 @@ func (l *Lab) virtualController(side string) ([]string, error) {
 		"-kernel", filepath.Join(l.o.Image, "vmlinuz"), "-initrd", filepath.Join(l.o.Image, "initramfs.zst"),
 		"-append", strings.Join(append(b.KernelArgs, "ledge.board="+boardName, "ledge.controller="+side), " "),
 		"-device", "virtio-scsi-pci,id=scsi0",
+	}
+	if l.o.Window {
+		args = append(args, "-object", fmt.Sprintf("memory-backend-file,id=window,share=on,mem-path=window.img,size=%d", windowBytes),
+			"-device", "ivshmem-plain,memdev=window,master=on,addr="+windowSlot)
 	}
 	members, err := l.Members()
 	if err != nil {

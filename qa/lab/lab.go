@@ -62,6 +62,8 @@ type Options struct {
 	NVRAMBytes int64
 	// MemoryMiB of a virtual controller (default 1024).
 	MemoryMiB int
+	// Window gives virtual controllers memory that both see (ivshmem), and has them use it for their link.
+	Window bool
 	// RebuildDelay, whole seconds, before a failed member is rebuilt to spare space (default: shelfd's own).
 	RebuildDelay time.Duration
 	// CacheBytes of the agent's flash cache (default 1 GiB, sparse); negative: none.

@@ -56,6 +56,11 @@ func (l *Lab) makeMedia() error {
 			return err
 		}
 	}
+	if l.o.Window {
+		if err := sparse(l.path("window.img"), windowBytes); err != nil {
+			return err
+		}
+	}
 	l.o.Say("%d drives of %.1f GiB and two NVRAM modules of %d MiB, sparse, in %s", l.o.Drives,
 		float64(l.o.DriveBytes)/(1<<30), l.o.NVRAMBytes>>20, l.o.Dir)
 	return nil

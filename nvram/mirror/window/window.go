@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -208,6 +210,11 @@ func (w *Window) mapFile() error {
 	}
 	size := w.info.Size()
 	w.file = w.info.Mode().IsRegular() && fs.Type != unix.SYSFS_MAGIC
+	if fs.Type == unix.SYSFS_MAGIC {
+		if err := enable(filepath.Dir(w.opts.Path)); err != nil {
+			return err
+		}
+	}
 	if w.opts.Create && w.file && size == 0 { // both may do it at once: the size is the same
 		if err := f.Truncate(DefaultBytes); err != nil {
 			return fmt.Errorf("window: %w", err)
@@ -224,6 +231,22 @@ func (w *Window) mapFile() error {
 	w.mem, err = unix.Mmap(int(f.Fd()), 0, rings+2*int(w.ring), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("window: map %s: %w", w.opts.Path, err)
+	}
+	return nil
+}
+
+// enable lets a PCI device that no driver has answer to its addresses. What it is already, it stays.
+func enable(device string) error {
+	path := filepath.Join(device, "enable")
+	is, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(is)) != "0" {
+		return nil
+	}
+	if err == nil {
+		err = os.WriteFile(path, []byte("1"), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("window: enable the device: %w", err)
 	}
 	return nil
 }
