@@ -426,3 +426,32 @@ func BenchmarkRoundTrip(b *testing.B) {
 		})
 	}
 }
+
+// TestEnable: a device that is off is switched on, one that is on is left alone, and so is a directory that is no device's.
+func TestEnable(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "enable")
+	if err := enable(dir); err != nil {
+		t.Errorf("no device: %v", err)
+	}
+	for _, c := range []struct{ is, want string }{{"0\n", "1"}, {"1\n", "1\n"}, {"2\n", "2\n"}} {
+		if err := os.WriteFile(path, []byte(c.is), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := enable(dir); err != nil {
+			t.Errorf("%q: %v", c.is, err)
+		}
+		if got, _ := os.ReadFile(path); string(got) != c.want {
+			t.Errorf("%q became %q, want %q", c.is, got, c.want)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := enable(dir); err == nil {
+		t.Error("what cannot be read: no error")
+	}
+}
