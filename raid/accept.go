@@ -10,12 +10,12 @@ import (
 // operator's last resort), a stripe may be left with some strips of after it and some of before, and parity that knows of writes that
 // other strips lack. Where those are more than parity stands for, the stripe cannot be told from one of which drives lost acknowledged
 // writes, and its strips are answered with errors. ScrubOptions.AcceptOld takes them for what they are: each data block that
-// is right by its strip's checksum block is the stripe's data, and parity is made of them. One that is not, because the
-// power went while it was written, is lost (lost.go).
+// is right by its strip's checksum block, or by itself where the caller knows (ScrubOptions.Valid), is the stripe's data, and
+// parity is made of them. One that is not, because the power went while it was written, is lost (lost.go).
 
 // accept writes the parity of a stripe that fetch could not make whole, if all its data strips are there, and what is to be lost of them. err is fetch's.
 // The stripe is locked. Cut in the middle, it can be done again.
-func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
+func (a *Array) accept(v *view, r ScrubResult, err error, valid func(stripe uint64, block int, data []byte) bool) (ScrubResult, error) {
 	k := a.layout.Data()
 	if a.opts.ReadOnly {
 		return r, err
@@ -35,7 +35,7 @@ func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 		}
 	}
 	t.run(a.opts.WriteTimeout)
-	gens, losts, torn := make([]uint64, len(slots)), make([]uint32, len(slots)), make([]bool, len(slots))
+	gens, losts, wrong := make([]uint64, len(slots)), make([]uint32, len(slots)), make([]bool, len(slots))
 	sums := make([]*stripSum, len(slots))
 	newest, lost := uint64(1), uint32(0)
 	for _, g := range v.gens {
@@ -55,11 +55,16 @@ func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 			sum = &stripSum{lost: ^uint32(0)}
 		}
 		for c := range StripBlocks {
-			if b := o.b[(1+c)*BlockBytes : (2+c)*BlockBytes]; bad != nil || checksumOf(at, c, b) != sum.crcs[c] {
+			b := o.b[(1+c)*BlockBytes : (2+c)*BlockBytes]
+			if bad == nil && checksumOf(at, c, b) == sum.crcs[c] {
+				continue
+			}
+			sum.lost &^= 1 << c
+			if valid == nil || !valid(v.stripe, o.strip*StripBlocks+c, b) {
 				clear(b)
-				sum.crcs[c], torn[o.strip] = checksumOf(at, c, b), true
 				sum.lost |= 1 << c
 			}
+			sum.crcs[c], wrong[o.strip] = checksumOf(at, c, b), true
 		}
 		sums[o.strip], gens[o.strip], losts[o.strip] = sum, sum.gen, sum.lost
 		newest, lost = max(newest, sum.gen), lost|sum.lost
@@ -84,7 +89,7 @@ func (a *Array) accept(v *view, r ScrubResult, err error) (ScrubResult, error) {
 	t = a.newBatch()
 	for i := range slots {
 		sum, at := sums[i], a.address(v.stripe, i)
-		if i < k && !torn[i] {
+		if i < k && !wrong[i] {
 			continue
 		}
 		if i >= k {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"testing"
 
 	"github.com/ledge-storage/ledge/raid"
@@ -256,6 +257,68 @@ func TestHalfAnUpdate(t *testing.T) {
 		b.checkAll()
 		b.scrubClean()
 		b.a.Close()
+	}
+}
+
+// The same where the new blocks landed and nothing else did: none is right by its strip's checksum block. Who knows blocks by themselves keeps
+// them; else they are lost. With a checksum block that is torn, that is so for all blocks of its strip.
+func TestAcceptValid(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		for _, torn := range []bool{false, true} {
+			b := newBed(t, 6, raid.Options{K: 3, M: 2}, 10)
+			b.fillAll()
+			for strip := range 5 {
+				d, sum := b.where(0, strip, -1)
+				d.OnWrite(func(w raidtest.Write) raidtest.Verdict {
+					if strip >= 3 || w.Off == sum {
+						return raidtest.Lose
+					}
+					return raidtest.Land
+				})
+			}
+			b.update(0, 3, 35, 67)
+			for strip := range 5 {
+				d, sum := b.where(0, strip, -1)
+				d.OnWrite(nil)
+				if torn && strip == 1 {
+					d.Rot(sum + 50)
+				}
+			}
+			b.cold()
+			if _, err := b.read(0, 35, 1); !errors.Is(err, raid.ErrUnrecoverable) {
+				t.Fatalf("block 35: %v", err)
+			}
+			asked := 0
+			o := raid.ScrubOptions{AcceptOld: true, Valid: func(stripe uint64, block int, data []byte) bool {
+				asked++
+				return bytes.Equal(data, b.want[stripe][block*raid.BlockBytes:][:raid.BlockBytes])
+			}}
+			want := []int{3, 35, 67}
+			if torn {
+				want = []int{3, 67}
+				for n := range raid.StripBlocks {
+					want = append(want, raid.StripBlocks+n)
+				}
+			}
+			if !known {
+				o.Valid = nil
+			}
+			r, err := b.a.ScrubAll(ctx, o)
+			if err != nil || r.Lost != 0 || known && (asked != len(want) || r.LostBlocks != 0) || !known && r.LostBlocks != uint64(len(want)) {
+				t.Fatalf("known %v, torn %v: asked for %d, %+v, %v", known, torn, asked, r, err)
+			}
+			b.cold(0, 4)
+			for n := range b.blocks() {
+				if !known && slices.Contains(want, n) {
+					if _, err := b.read(0, n, 1); !errors.Is(err, raid.ErrUnrecoverable) {
+						t.Errorf("block %d, which is lost: %v", n, err)
+					}
+					continue
+				}
+				b.check(0, n, 1)
+			}
+			b.a.Close()
+		}
 	}
 }
 

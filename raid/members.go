@@ -150,6 +150,9 @@ type ScrubOptions struct {
 	// AcceptOld is for after a log was given up: where a stripe's strips are of before and after an update, more of them than parity stands for,
 	// they are accepted as they are (accept.go). It makes old data of what may be lost writes of drives.
 	AcceptOld bool
+	// Valid, if not nil, says of a data block of such a stripe that its strip's checksum block does not know, as one that was written when the power
+	// went, and its checksum block not yet, that it is right by itself: it is accepted, too. Else it is lost.
+	Valid func(stripe uint64, block int, data []byte) bool
 }
 
 // MaxScrubList bounds ScrubReport.Unrecoverable.

@@ -54,10 +54,10 @@ func (a *Array) repairQuietly(stripe uint64) {
 	}
 }
 
-func (a *Array) repair(stripe uint64) (ScrubResult, error) { return a.repairAs(stripe, false) }
+func (a *Array) repair(stripe uint64) (ScrubResult, error) { return a.repairAs(stripe, ScrubOptions{}) }
 
-// repairAs with acceptOld: see accept.go.
-func (a *Array) repairAs(stripe uint64, acceptOld bool) (ScrubResult, error) {
+// repairAs with o.AcceptOld: see accept.go.
+func (a *Array) repairAs(stripe uint64, o ScrubOptions) (ScrubResult, error) {
 	defer a.stripes.lock(stripe)()
 	var r ScrubResult
 	v := a.newView(stripe)
@@ -77,8 +77,8 @@ func (a *Array) repairAs(stripe uint64, acceptOld bool) (ScrubResult, error) {
 	v.classify(&r)
 	if err != nil {
 		a.cache.put(stripe, nil)
-		if acceptOld && errors.Is(err, ErrUnrecoverable) {
-			return a.accept(v, r, err)
+		if o.AcceptOld && errors.Is(err, ErrUnrecoverable) {
+			return a.accept(v, r, err, o.Valid)
 		}
 		return r, err
 	}

@@ -191,7 +191,7 @@ func (w *scrubber) verify(from, to uint64) {
 	w.lost = 0
 	s.mu.Unlock()
 	for _, stripe := range suspicious {
-		r, err := a.repairAs(stripe, s.o.AcceptOld)
+		r, err := a.repairAs(stripe, s.o)
 		s.note(stripe, r, err)
 	}
 }

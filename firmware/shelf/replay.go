@@ -111,11 +111,29 @@ func (p *Pool) acceptOld(ctx context.Context, which func(stripe uint64) bool) er
 	if !ok {
 		return fmt.Errorf("accept what was being changed: an array without a scrub: %w", errors.ErrUnsupported)
 	}
-	r, err := a.ScrubAll(ctx, raid.ScrubOptions{Used: which, AcceptOld: true})
+	r, err := a.ScrubAll(ctx, raid.ScrubOptions{Used: which, AcceptOld: true, Valid: p.validMetadata})
 	if err == nil && r.Repaired > 0 {
 		p.opts.Logger.Warn("metadata: stripes that were being changed when the log was lost are taken as they are", "strips", r.Repaired)
 	}
 	return err
+}
+
+// validMetadata tells whether a block of a metadata stripe is one by its own checksum and number. Zeros are an empty record; where there
+// may be none, in the extent table, loadBlock says so.
+func (p *Pool) validMetadata(stripe uint64, block int, data []byte) bool {
+	if bytes.Equal(data, zeroBlock) {
+		return true
+	}
+	first := uint32(0) // of stripe 0, also before the superblock was read
+	if stripe > 0 {
+		n, ok := p.sb.metaOf(stripe)
+		if !ok {
+			return false
+		}
+		first = n * uint32(p.sb.stripeBlocks())
+	}
+	_, err := unseal(data, string(data[:4]), first+uint32(block))
+	return err == nil
 }
 
 // replayUpdates applies all redo images.
@@ -342,6 +360,9 @@ func (p *Pool) loadBlock(block uint32, b []byte) error {
 		entries, ok := p.table.block(block)
 		if !ok {
 			return fmt.Errorf("%w: metadata block %d", ErrCorrupt, block)
+		}
+		if empty && p.opts.AcceptOld {
+			return p.metadataLost(block, 1, fmt.Errorf("%w: zeros in the extent table", ErrCorrupt))
 		}
 		return decodeTable(b, block, entries)
 	}
