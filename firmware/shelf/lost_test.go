@@ -289,6 +289,59 @@ func TestLostMetadata(t *testing.T) {
 	}
 }
 
+// The log is given up, and one checksum block of four is right of the metadata, a parity strip's: records are taken that are right by themselves, and one that is
+// torn, or another's, is named as lost.
+func TestRecordsByThemselves(t *testing.T) {
+	giveUp := func(harm func(at map[int]strip)) (*rig, error) {
+		r := newRig(t, 4<<20, shelf.Options{IdleAfter: -1})
+		for i, name := range []string{"v", "w"} { // LUN records 1 and 2
+			d := r.lun(name, shelf.KindPlain, 4*extentBytes, 4096)
+			write(t, d, 0, pattern(uint64(i), 4*kib))
+		}
+		r.drain()
+		r.stop()
+		at := r.strips(0)
+		for i := range 3 {
+			at[i].whole()
+		}
+		harm(at)
+		if err := nvram.Format(r.region, r.area(), nvram.FormatOptions{ID: nvram.NewID(), Epoch: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.tryOpen(); !errors.Is(err, shelf.ErrMetadataLost) {
+			t.Fatalf("the log is new, and nothing was given up: %v", err)
+		}
+		r.stop()
+		r.opts.AcceptOld = true
+		return r, r.tryOpen()
+	}
+	r, err := giveUp(func(map[int]strip) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"v", "w"} {
+		mustEqual(t, name, read(t, r.device(name), 0, 4*kib), pattern(uint64(i), 4*kib))
+	}
+	r.lun("x", shelf.KindPlain, extentBytes, 4096)
+	r.drain()
+	if res, err := r.array.Scrub(ctx, 0); err != nil || res.Bad != 0 || res.Lost != 0 {
+		t.Errorf("scrub: %+v, %v", res, err)
+	}
+	for what, harm := range map[string]func(at map[int]strip){
+		"torn": func(at map[int]strip) { at[0].rot(2) },
+		"another's": func(at map[int]strip) {
+			s := at[0].disk.Snapshot()
+			n := (at[0].off + raid.BlockBytes) / raid.BlockBytes
+			s[n+2] = bytes.Clone(s[n+1])
+			at[0].disk.Restore(s)
+		},
+	} {
+		if _, err := giveUp(harm); !errors.Is(err, shelf.ErrMetadataLost) || !strings.Contains(err.Error(), "LUN records") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // The power goes at every write, of the log and of the members, from the first of the marking on: afterwards the same is
 // lost as without the cut, and nothing else.
 func TestCutInLoss(t *testing.T) {
