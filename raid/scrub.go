@@ -16,8 +16,13 @@ import (
 // blocks, generations, parity. One that is not entirely right is left to repair, which reads it again and judges like
 // every reader.
 
-// chunkBytes is about what a chunk holds, all members together, and with ScrubOptions.Workers bounds the memory.
-const chunkBytes = 16 << 20
+// chunkBytes is about what a chunk holds, all members together, and with ScrubOptions.Workers bounds the memory; leastRows is the least that each
+// member reads at once. Chunks that stay in a core's caches between the read and the checks are scrubbed a third faster from memory than
+// those of 16 MiB, and no slower from a disk (qa/bench/storage).
+const (
+	chunkBytes = 4 << 20
+	leastRows  = 2
+)
 
 // ScrubAll verifies checksums, generations and parity of every used stripe from o.From on, and repairs what it can. It
 // returns when all are done, or ctx or o.Pace end it; the report is good in both cases. What it finds and repairs is in
@@ -30,7 +35,7 @@ func (a *Array) ScrubAll(ctx context.Context, o ScrubOptions) (ScrubReport, erro
 	at := a.at
 	a.mu.Unlock()
 	s := &scrub{a: a, o: o, total: a.Geometry().Stripes, r: ScrubReport{Next: o.From}}
-	rows := uint64(max(1, chunkBytes/SlotBytes/at.Members()))
+	rows := uint64(max(leastRows, chunkBytes/SlotBytes/at.Members()))
 	s.chunk = at.GroupStripes() * max(1, rows/at.GroupRows())
 	err := s.run(ctx)
 	return s.r, err
