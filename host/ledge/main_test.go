@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ledge-storage/ledge/host/api"
 )
@@ -50,6 +51,12 @@ func ledge(args ...string) (code int, stdout, stderr string) {
 	var out, err bytes.Buffer
 	code = run(context.Background(), args, &out, &err)
 	return code, out.String(), err.String()
+}
+
+// Times are printed as the machine's zone has them; golden files know one.
+func TestMain(m *testing.M) {
+	time.Local = time.UTC
+	os.Exit(m.Run())
 }
 
 var demo = api.Volume{Name: "demo", UUID: "u-1", SizeBytes: 16 << 30, Figures: api.Figures{LogicalBytes: 1 << 30, UniqueBytes: 512 << 20, StoredBytes: 256 << 20, DedupRatio: 2, CompressionRatio: 2},

@@ -75,9 +75,6 @@ func statsAnswer(volumes ...api.VolumeStats) api.Stats {
 
 // TestStatsGolden: what 'ledge volume stats' and 'ledge volume top' print, for people.
 func TestStatsGolden(t *testing.T) {
-	local := time.Local
-	time.Local = time.UTC
-	t.Cleanup(func() { time.Local = local })
 	again := statsOf("again", 400, 2)
 	again.Since = opened.Add(time.Hour)
 	for name, c := range map[string]struct {
