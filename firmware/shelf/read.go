@@ -200,7 +200,8 @@ func (p *Pool) plan(k extentKey, first, n int, out *plan) (members bool) {
 	if mapped {
 		written = p.table.entries[extent].written
 	}
-	out.extent, out.runs = extent, out.runs[:0]
+	out.forget()
+	out.extent = extent
 	next := -1 // the block that would continue the last run
 	for b := first; b < first+n; b++ {
 		if e := p.over.get(k, b); e != nil {
