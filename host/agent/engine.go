@@ -39,6 +39,7 @@ type EngineStats struct {
 	Cache   api.Cache
 	Maps    *api.Maps // nil: there are none
 	Index   *api.Index
+	Work    *api.Work
 	GivenUp []api.GivenUp
 	Paths   []api.Path
 }

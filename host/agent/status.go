@@ -30,7 +30,7 @@ func (a *Agent) status() api.Status {
 		return s
 	}
 	st := e.Stats()
-	s.Store, s.Figures, s.Cache, s.Maps, s.Index, s.GivenUp, s.Volumes = st.Store, st.Figures, st.Cache, st.Maps, st.Index, st.GivenUp, len(e.Volumes())
+	s.Store, s.Figures, s.Cache, s.Maps, s.Index, s.Work, s.GivenUp, s.Volumes = st.Store, st.Figures, st.Cache, st.Maps, st.Index, st.Work, st.GivenUp, len(e.Volumes())
 	s.Paths = append(s.Paths, st.Paths...)
 	if err := e.Err(); err != nil {
 		s.Trouble = err.Error()

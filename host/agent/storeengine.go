@@ -230,7 +230,8 @@ func (e *storeEngine) Stats() EngineStats {
 		LogicalBytes: s.LogicalBytes, UniqueBytes: s.UniqueBytes, StoredBytes: s.StoredBytes, PendingBytes: s.PendingBytes,
 		DedupRatio: s.DedupRatio, CompressionRatio: s.CompressionRatio,
 	}, Maps: &api.Maps{Bytes: s.MapBytes, LimitBytes: s.MapLimit, Pages: s.MapPages, Resident: s.MapResident, PagesRead: s.PagesRead},
-		Index: &api.Index{Entries: int64(s.IndexEntries), Bytes: s.IndexBytes, Sampled: s.IndexSampled, Ready: s.IndexReady}}
+		Index: &api.Index{Entries: int64(s.IndexEntries), Bytes: s.IndexBytes, Sampled: s.IndexSampled, Ready: s.IndexReady},
+		Work:  &api.Work{Stored: s.Uniques, Duplicates: s.Duplicates, Overwritten: s.Absorbed, Moved: s.BlocksMoved}}
 	for _, x := range e.st.GivenUp() {
 		out.GivenUp = append(out.GivenUp, api.GivenUp(x))
 	}

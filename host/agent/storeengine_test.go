@@ -143,6 +143,15 @@ func TestStoreEngine(t *testing.T) {
 		}
 	}
 	dev.Close()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		w := first.wait(t, api.PhaseServing).Work
+		if w != nil && w.Stored+w.Duplicates+w.Overwritten >= 2*int64(len(data))/4096 && w.Duplicates >= int64(len(data))/4096*9/10 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("work: %+v", w)
+		}
+	}
 	end()
 
 	for _, name := range []string{"a.sock", "b.sock"} {

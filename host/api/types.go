@@ -122,6 +122,7 @@ type Status struct {
 	Cache Cache  `json:"cache"`
 	Maps  *Maps  `json:"maps,omitempty"`
 	Index *Index `json:"index,omitempty"`
+	Work  *Work  `json:"work,omitempty"`
 	// GivenUp is what an operator's order gave up when the store was opened: those bytes are read errors until they are written.
 	GivenUp  []GivenUp `json:"given_up,omitempty"`
 	Volumes  int       `json:"volumes"`
@@ -142,6 +143,16 @@ type Maps struct {
 	Pages      int64 `json:"pages"`
 	Resident   int64 `json:"resident_pages"`
 	PagesRead  int64 `json:"pages_read"`
+}
+
+// Work is what became of blocks (4 KiB) since the agent opened its store. Of those that were written, Stored were new, Duplicates were there
+// already, and Overwritten never had to be stored, as they were overwritten at once. Moved were stored again by the cleaner, which makes
+// room of what was overwritten later.
+type Work struct {
+	Stored      int64 `json:"stored_blocks"`
+	Duplicates  int64 `json:"duplicate_blocks"`
+	Overwritten int64 `json:"overwritten_blocks"`
+	Moved       int64 `json:"moved_blocks"`
 }
 
 // GivenUp are bytes of a volume, or of one of its snapshots, of which nothing is known any more. Some of them may never have been written.

@@ -168,6 +168,9 @@ func (t *tool) printHost(s api.Status) error {
 		if s.Index != nil {
 			pairs = append(pairs, "index", indexWords(s.Index))
 		}
+		if w := s.Work; w != nil {
+			pairs = append(pairs, "written", fmt.Sprintf("%d new blocks, %d stored before, %d overwritten at once; %d moved by the cleaner", w.Stored, w.Duplicates, w.Overwritten, w.Moved))
+		}
 		if m := s.Maps; m != nil {
 			pairs = append(pairs, "maps", fmt.Sprintf("%s of %s, %d of %d pages in memory, %d read", api.FormatSize(m.Bytes), api.FormatSize(m.LimitBytes), m.Resident, m.Pages, m.PagesRead))
 		}

@@ -121,6 +121,17 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
+func TestPrintHost(t *testing.T) {
+	var out bytes.Buffer
+	tool := &tool{out: &out}
+	if err := tool.printHost(api.Status{Host: "h1", Phase: api.PhaseServing, Work: &api.Work{Stored: 7, Duplicates: 5, Overwritten: 3, Moved: 2}}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "7 new blocks, 5 stored before, 3 overwritten at once; 2 moved by the cleaner"; !strings.Contains(out.String(), want) {
+		t.Errorf("no %q in %s", want, out.String())
+	}
+}
+
 func TestVolumes(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("LEDGE_RUN", dir)
