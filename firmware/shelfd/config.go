@@ -45,8 +45,8 @@ type Config struct {
 	// without; everybody else is refused, but agents, who have their secrets by their claims. Without entries any
 	// initiator uses the plain LUNs.
 	CHAP []CHAPConfig `json:"chap"`
-	// SpinMicros is how long a connection looks for an initiator's next command before it sleeps, in microseconds:
-	// less latency for one command at a time, for up to as much of a core. Default 0.
+	// SpinMicros is how long a connection looks for an initiator's next command, and the link for the partner's next message, before
+	// it sleeps, in microseconds: less latency for one command at a time, for up to as much of a core each. Default 0.
 	SpinMicros int64 `json:"spin_us"`
 	// LogLevel is debug, info, warn or error. Default "info".
 	LogLevel string `json:"log_level"`

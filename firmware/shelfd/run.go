@@ -160,7 +160,7 @@ func eraseNVRAM(c *Config, as string) error {
 
 // startLink starts the link to the partner; its messages go to the driver and the front.
 func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop func(), err error) {
-	o := mirror.Options{Shelf: c.Shelf, Self: c.Controller[0], Secret: secretKey(c.Secret), Logger: b.log}
+	o := mirror.Options{Shelf: c.Shelf, Self: c.Controller[0], Secret: secretKey(c.Secret), Spin: time.Duration(c.SpinMicros) * time.Microsecond, Logger: b.log}
 	transport, err := connections(ctx, c, &o)
 	if err != nil {
 		return nil, err

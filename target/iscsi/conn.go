@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ledge-storage/ledge/target/spin"
 )
 
 // conn is a TCP connection. Its reader goroutine owns what no comment says otherwise of.
@@ -72,7 +74,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 		gone:  make(chan struct{}),
 		done:  make(chan struct{}),
 	}
-	c.socket = newReader(nc, c.send.flush, newSpinner(s.opts.Spin, &s.spinning))
+	c.socket = newReader(nc, c.send.flush, spin.New(s.opts.Spin, &s.spinning))
 	c.rd = &c.socket
 	c.heard.Store(time.Now().UnixNano())
 	return c

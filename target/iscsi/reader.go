@@ -5,9 +5,9 @@ import (
 	"net"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"syscall"
-	"time"
+
+	"github.com/ledge-storage/ledge/target/spin"
 )
 
 const (
@@ -37,7 +37,7 @@ type reader struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: conn.Read
 	idle func()
-	spin spinner
+	spin spin.Spinner
 
 	own   *readBuffer // nil: none is held
 	buf   []byte      // own's memory, or a PDU that was read before
@@ -60,8 +60,8 @@ type reader struct {
 // newHeldReader reads a PDU that was read before.
 func newHeldReader(pdu []byte) reader { return reader{buf: pdu, w: len(pdu)} }
 
-func newReader(c net.Conn, idle func(), spin spinner) reader {
-	return reader{conn: c, raw: rawConn(c), idle: idle, spin: spin}
+func newReader(c net.Conn, idle func(), s spin.Spinner) reader {
+	return reader{conn: c, raw: rawConn(c), idle: idle, spin: s}
 }
 
 // next returns the following n bytes, n <= maxNext, valid until the next call.
@@ -150,20 +150,20 @@ func (d *reader) receive(to []byte) (int, error) {
 	if d.attempt == nil {
 		d.attempt = d.readOnce
 	}
-	if d.spin.begin() {
+	if d.spin.Begin() {
 		d.stay = true
 		for {
 			err := d.raw.Read(d.attempt)
 			if err != nil || d.ready {
-				d.spin.end(true)
+				d.spin.End(true)
 				return d.outcome(err)
 			}
-			if d.spin.over() {
+			if d.spin.Over() {
 				break
 			}
 			runtime.Gosched()
 		}
-		d.spin.end(false)
+		d.spin.End(false)
 		d.stay = false
 	}
 	return d.outcome(d.raw.Read(d.attempt))
@@ -240,58 +240,3 @@ func (d *reader) plain() (n int, err error) {
 
 // close gives up what the reader holds.
 func (d *reader) close() { d.putBack() }
-
-// A spinner decides whether to look at a socket again and again for a while before the goroutine is
-// parked. Parking costs a sleeping core's wake-up, tens of microseconds in a virtual machine, when
-// the initiator's next command is only a few microseconds away; but a core that spins is a core
-// that nobody else has. So: never longer than the limit; never more spinners at a time than there
-// are processors but one (or one); and when maxMisses in a row found nothing the next ones become
-// rarer, up to one in maxSpinSkip, so that an initiator that is slow costs next to nothing. (One that
-// is idle costs one spin, whatever the rule.) Not after the first miss: where commands come just as
-// far apart as the limit, each miss that is not repeated is a hit.
-type spinner struct {
-	limit   time.Duration
-	running *atomic.Int32 // of all connections of the server
-	most    int32
-	until   time.Time
-	skip    int // attempts to let pass
-	misses  int // successive spins that found nothing
-}
-
-const (
-	maxMisses   = 8
-	maxSpinSkip = 64
-)
-
-func newSpinner(limit time.Duration, running *atomic.Int32) spinner {
-	return spinner{limit: limit, running: running, most: int32(max(1, runtime.GOMAXPROCS(0)-1))}
-}
-
-func (s *spinner) begin() bool {
-	if s.limit == 0 {
-		return false
-	}
-	if s.skip > 0 {
-		s.skip--
-		return false
-	}
-	if s.running.Add(1) > s.most {
-		s.running.Add(-1)
-		return false
-	}
-	s.until = time.Now().Add(s.limit)
-	return true
-}
-
-func (s *spinner) over() bool { return !time.Now().Before(s.until) }
-
-func (s *spinner) end(found bool) {
-	s.running.Add(-1)
-	if found {
-		s.misses = 0
-		return
-	}
-	if s.misses++; s.misses >= maxMisses {
-		s.skip = min(1<<min(s.misses-maxMisses, 6), maxSpinSkip)
-	}
-}

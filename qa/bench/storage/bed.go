@@ -76,6 +76,7 @@ var allBeds = []bed{
 	{name: "array-shm", open: openArrayShm, dir: inShm, asks: arrayAsks},
 	{name: "array-disk", open: openArrayDisk, dir: onDisk, asks: arrayAsks},
 	{name: "path", open: openPathTCP, dir: inShm, asks: pathAsks},
+	{name: "path-spin", open: openPathSpin, dir: inShm, asks: pathAsks},
 	{name: "path-window", open: openPathWindow, dir: inShm, asks: pathAsks},
 	{name: "hot", open: openHot, dir: inShm},
 	{name: "rebuild", open: openRebuild, dir: inShm, asks: rebuildAsks},

@@ -17,7 +17,7 @@ import (
 
 func openHot(ctx context.Context, s settings, dir string) (*contest, error) {
 	w := new(watch)
-	r, err := newRig(ctx, dir, s.logBytes/4, s.hotBytes, overTCP, w.wrap)
+	r, err := newRig(ctx, dir, s.logBytes/4, s.hotBytes, overTCP, 0, w.wrap)
 	if err != nil {
 		return nil, err
 	}

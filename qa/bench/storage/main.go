@@ -12,6 +12,8 @@
 //	array-shm   8+2 over twelve files in /dev/shm (array.go)
 //	array-disk  the same with O_DIRECT in -disk
 //	path        4 KiB writes through a LUN, the log and its mirror over TCP on 127.0.0.1, all in /dev/shm (path.go)
+//	path-spin   the same where the link looks for the next message before it sleeps
+//	path-window the same through shared memory
 //	hot         4 KiB overwrites of a hot 256 MiB, and what reaches the members of them (hot.go)
 //	rebuild     a member's rebuild among 24 and among 10 simulated drives (rebuild.go)
 //

@@ -38,16 +38,21 @@ var pathAsks = []ask{
 }
 
 func openPathTCP(ctx context.Context, s settings, dir string) (*contest, error) {
-	return openPath(ctx, s, dir, overTCP)
+	return openPath(ctx, s, dir, overTCP, 0)
+}
+
+// openPathSpin has the log's link look for the next message before it sleeps, as shelfd's spin_us does; the bare programs sleep.
+func openPathSpin(ctx context.Context, s settings, dir string) (*contest, error) {
+	return openPath(ctx, s, dir, overTCP, 50*time.Microsecond)
 }
 
 func openPathWindow(ctx context.Context, s settings, dir string) (*contest, error) {
-	return openPath(ctx, s, dir, overWindow)
+	return openPath(ctx, s, dir, overWindow, 0)
 }
 
-func openPath(ctx context.Context, s settings, dir string, over linkMaker) (*contest, error) {
+func openPath(ctx context.Context, s settings, dir string, over linkMaker, spin time.Duration) (*contest, error) {
 	const lunBytes = 64 << 20
-	r, err := newRig(ctx, dir, s.logBytes, lunBytes, over, nil)
+	r, err := newRig(ctx, dir, s.logBytes, lunBytes, over, spin, nil)
 	if err != nil {
 		return nil, err
 	}

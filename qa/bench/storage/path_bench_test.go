@@ -14,7 +14,7 @@ func BenchmarkPath(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			ctx := b.Context()
 			const lunBytes = 64 << 20
-			r, err := newRig(ctx, b.TempDir(), 512<<20, lunBytes, overTCP, nil)
+			r, err := newRig(ctx, b.TempDir(), 512<<20, lunBytes, overTCP, 0, nil)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -1,4 +1,4 @@
-package iscsi
+package spin
 
 import (
 	"sync/atomic"
@@ -10,41 +10,41 @@ import (
 // again after the first hit.
 func TestSpinner(t *testing.T) {
 	var running atomic.Int32
-	spin := func() spinner { return spinner{limit: time.Nanosecond, running: &running, most: 1} }
+	spin := func() Spinner { return Spinner{limit: time.Nanosecond, running: &running, most: 1} }
 	a, b := spin(), spin()
-	if !a.begin() || b.begin() {
+	if !a.Begin() || b.Begin() {
 		t.Error("one may spin, and one only")
 	}
-	a.end(true)
-	if !b.begin() {
+	a.End(true)
+	if !b.Begin() {
 		t.Error("nobody spins, and none may")
 	}
-	b.end(false)
+	b.End(false)
 	const waits = 10000
 	spins := 0
 	for range waits {
-		if a.begin() {
+		if a.Begin() {
 			spins++
-			a.end(false)
+			a.End(false)
 		}
 	}
-	if most := maxMisses + 6 + waits/maxSpinSkip; spins > most {
+	if most := maxMisses + 6 + waits/maxSkip; spins > most {
 		t.Errorf("%d of %d waits for a slow initiator spin, more than %d", spins, waits, most)
 	}
-	for !a.begin() {
+	for !a.Begin() {
 	}
-	a.end(true)
+	a.End(true)
 	for range maxMisses - 1 {
-		if !a.begin() {
+		if !a.Begin() {
 			t.Fatal("a hit is forgotten before there were many misses")
 		}
-		a.end(false)
+		a.End(false)
 	}
 	if running.Load() != 0 {
 		t.Errorf("%d spin", running.Load())
 	}
-	off := spinner{running: &running, most: 1}
-	if off.begin() {
+	off := Spinner{running: &running, most: 1}
+	if off.Begin() {
 		t.Error("spins although it is off")
 	}
 }

@@ -1,0 +1,77 @@
+package mirror
+
+import (
+	"net"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/ledge-storage/ledge/target/spin"
+)
+
+// spinReader reads a socket, and looks at it again and again for a while before it waits (Options.Spin). Deadlines are those of the
+// connection.
+type spinReader struct {
+	nc   net.Conn
+	raw  syscall.RawConn
+	spin spin.Spinner
+
+	// Of the read under way.
+	to   []byte
+	n    int
+	err  error
+	once func(fd uintptr) bool // attempt, as a value that is made once
+}
+
+// spinning returns what reads nc: nc itself where it is no socket, as a window is, which has its own way.
+func spinning(nc net.Conn, limit time.Duration) (r interface{ Read([]byte) (int, error) }) {
+	sc, ok := nc.(syscall.Conn)
+	if limit <= 0 || !ok {
+		return nc
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nc
+	}
+	s := &spinReader{nc: nc, raw: raw, spin: spin.New(limit, new(atomic.Int32))}
+	s.once = s.attempt
+	return s
+}
+
+func (s *spinReader) Read(p []byte) (int, error) {
+	if len(p) == 0 || !s.spin.Begin() {
+		return s.nc.Read(p)
+	}
+	for {
+		s.to = p
+		err := s.raw.Read(s.once)
+		s.to = nil
+		switch {
+		case err != nil: // closed, or past the deadline
+			s.spin.End(false)
+			return 0, err
+		case s.n > 0:
+			s.spin.End(true)
+			return s.n, nil
+		case s.err != syscall.EAGAIN && s.err != syscall.EINTR:
+			s.spin.End(true)
+			if s.err != nil {
+				return 0, os.NewSyscallError("read", s.err)
+			}
+			return s.nc.Read(p) // the end
+		case s.spin.Over():
+			s.spin.End(false)
+			return s.nc.Read(p)
+		}
+		runtime.Gosched()
+	}
+}
+
+// attempt is the body of a RawConn.Read that does not wait.
+func (s *spinReader) attempt(fd uintptr) bool {
+	n, err := syscall.Read(int(fd), s.to)
+	s.n, s.err = max(n, 0), err
+	return true
+}
