@@ -18,6 +18,7 @@ import (
 	"github.com/ledge-storage/ledge/nvram/region"
 	"github.com/ledge-storage/ledge/raid/drive"
 	"github.com/ledge-storage/ledge/target/iscsi"
+	"github.com/ledge-storage/ledge/target/spin"
 )
 
 // Exit codes: the contract with the supervisor (firmware/init).
@@ -160,7 +161,10 @@ func eraseNVRAM(c *Config, as string) error {
 
 // startLink starts the link to the partner; its messages go to the driver and the front.
 func startLink(ctx context.Context, c *Config, b *backend, d *ha.Driver) (stop func(), err error) {
-	o := mirror.Options{Shelf: c.Shelf, Self: c.Controller[0], Secret: secretKey(c.Secret), Spin: time.Duration(c.SpinMicros) * time.Microsecond, Logger: b.log}
+	o := mirror.Options{Shelf: c.Shelf, Self: c.Controller[0], Secret: secretKey(c.Secret), Logger: b.log}
+	if c.SpinMicros > 0 {
+		o.Spinner = func() mirror.Spinner { return spin.Alone(time.Duration(c.SpinMicros) * time.Microsecond) }
+	}
 	transport, err := connections(ctx, c, &o)
 	if err != nil {
 		return nil, err

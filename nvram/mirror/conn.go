@@ -142,7 +142,7 @@ func (c *conn) greet() error {
 	if err := c.nc.SetDeadline(time.Now().Add(l.opts.Timeout)); err != nil {
 		return fmt.Errorf("mirror: handshake: %w", err)
 	}
-	c.in.r = bufio.NewReaderSize(spinning(c.nc, l.opts.Spin), 64<<10)
+	c.in.r = bufio.NewReaderSize(spinning(c.nc, l.opts.Spinner), 64<<10)
 	mine := c.self.encode()
 	if err := c.send(msgHello, mine); err != nil {
 		return err

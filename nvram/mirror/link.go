@@ -24,10 +24,10 @@ type Options struct {
 	// Watch, if not nil, is told what becomes of the connections.
 	Watch Watcher
 
-	Heartbeat time.Duration // a sign of life at least so often; 0 means 500 ms
-	Timeout   time.Duration // a partner silent for so long is gone; 0 means 2 s
-	Spin      time.Duration // a socket is looked at for so long before its reader sleeps (package target/spin); 0: not at all
-	Retry     time.Duration // from one attempt to connect to the next; 0 means 200 ms
+	Heartbeat time.Duration  // a sign of life at least so often; 0 means 500 ms
+	Timeout   time.Duration  // a partner silent for so long is gone; 0 means 2 s
+	Spinner   func() Spinner // of each connection; nil: its reader sleeps at once where there is nothing
+	Retry     time.Duration  // from one attempt to connect to the next; 0 means 200 ms
 	// Window is how many bytes of frames may be on their way; 0 means 8 MiB. One frame always may.
 	Window int64
 

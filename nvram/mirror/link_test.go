@@ -88,11 +88,11 @@ func (c *cable) set(cut bool) {
 }
 
 func options(self byte) Options {
-	spin := time.Duration(0)
+	var spinner func() Spinner
 	if self == 'A' { // so that both ways of reading are in all tests
-		spin = 50 * time.Microsecond
+		spinner = always(50 * time.Microsecond)
 	}
-	return Options{Shelf: "lab", Self: self, Secret: secret, Spin: spin, Heartbeat: 20 * time.Millisecond, Timeout: 2 * time.Second, Retry: 5 * time.Millisecond}
+	return Options{Shelf: "lab", Self: self, Secret: secret, Spinner: spinner, Heartbeat: 20 * time.Millisecond, Timeout: 2 * time.Second, Retry: 5 * time.Millisecond}
 }
 
 func newPair(t testing.TB) *pair {

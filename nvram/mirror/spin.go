@@ -1,22 +1,27 @@
 package mirror
 
 import (
+	"io"
 	"net"
 	"os"
 	"runtime"
-	"sync/atomic"
 	"syscall"
-	"time"
-
-	"github.com/ledge-storage/ledge/target/spin"
 )
+
+// Spinner decides whether the reader of a connection looks at its socket again and again before it sleeps (target/spin has one). Where Begin
+// says so, it looks until Over, or until there is something, and then calls End. One goroutine calls it.
+type Spinner interface {
+	Begin() bool
+	Over() bool
+	End(found bool)
+}
 
 // spinReader reads a socket, and looks at it again and again for a while before it waits (Options.Spin). Deadlines are those of the
 // connection.
 type spinReader struct {
 	nc   net.Conn
 	raw  syscall.RawConn
-	spin spin.Spinner
+	spin Spinner
 
 	// Of the read under way.
 	to   []byte
@@ -26,16 +31,16 @@ type spinReader struct {
 }
 
 // spinning returns what reads nc: nc itself where it is no socket, as a window is, which has its own way.
-func spinning(nc net.Conn, limit time.Duration) (r interface{ Read([]byte) (int, error) }) {
+func spinning(nc net.Conn, spinner func() Spinner) io.Reader {
 	sc, ok := nc.(syscall.Conn)
-	if limit <= 0 || !ok {
+	if spinner == nil || !ok {
 		return nc
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
 		return nc
 	}
-	s := &spinReader{nc: nc, raw: raw, spin: spin.New(limit, new(atomic.Int32))}
+	s := &spinReader{nc: nc, raw: raw, spin: spinner()}
 	s.once = s.attempt
 	return s
 }

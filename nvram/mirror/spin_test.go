@@ -11,6 +11,24 @@ import (
 	"time"
 )
 
+// always spins, for a time.
+func always(limit time.Duration) func() Spinner {
+	return func() Spinner { return &spinsAlways{limit: limit} }
+}
+
+type spinsAlways struct {
+	limit time.Duration
+	until time.Time
+}
+
+func (s *spinsAlways) Begin() bool {
+	s.until = time.Now().Add(s.limit)
+	return true
+}
+
+func (s *spinsAlways) Over() bool { return time.Now().After(s.until) }
+func (s *spinsAlways) End(bool)   {}
+
 // TestSpinReader: what a socket's own Read gives is given while spinning, too: bytes at once and late, the end, a reset, a deadline, and
 // a connection that is closed.
 func TestSpinReader(t *testing.T) {
@@ -49,7 +67,7 @@ func TestSpinReader(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := spinning(near, limit)
+		r := spinning(near, always(limit))
 		if _, ok := r.(*spinReader); !ok {
 			t.Fatalf("%T does not spin", r)
 		}
@@ -73,7 +91,7 @@ func TestSpinReader(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	if r := spinning(a, limit); r != any(a) {
+	if r := spinning(a, always(limit)); r != any(a) {
 		t.Errorf("%T: it is no socket", r)
 	}
 }

@@ -34,6 +34,12 @@ func New(limit time.Duration, running *atomic.Int32) Spinner {
 	return Spinner{limit: limit, running: running, most: int32(max(1, runtime.GOMAXPROCS(0)-1))}
 }
 
+// Alone returns a spinner that shares with nobody.
+func Alone(limit time.Duration) *Spinner {
+	s := New(limit, new(atomic.Int32))
+	return &s
+}
+
 // Begin says whether to look again and again: until Over, or until something was found. End follows.
 func (s *Spinner) Begin() bool {
 	if s.limit == 0 {

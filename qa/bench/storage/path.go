@@ -50,9 +50,9 @@ func openPathWindow(ctx context.Context, s settings, dir string) (*contest, erro
 	return openPath(ctx, s, dir, overWindow, 0)
 }
 
-func openPath(ctx context.Context, s settings, dir string, over linkMaker, spin time.Duration) (*contest, error) {
+func openPath(ctx context.Context, s settings, dir string, over linkMaker, spins time.Duration) (*contest, error) {
 	const lunBytes = 64 << 20
-	r, err := newRig(ctx, dir, s.logBytes, lunBytes, over, spin, nil)
+	r, err := newRig(ctx, dir, s.logBytes, lunBytes, over, spins, nil)
 	if err != nil {
 		return nil, err
 	}

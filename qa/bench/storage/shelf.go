@@ -18,6 +18,7 @@ import (
 	"github.com/ledge-storage/ledge/raid"
 	"github.com/ledge-storage/ledge/raid/drive"
 	"github.com/ledge-storage/ledge/target"
+	"github.com/ledge-storage/ledge/target/spin"
 )
 
 // rig is a pool on an array of files, its log on a file, and the log's mirror on another, reached over TCP.
@@ -30,7 +31,7 @@ type rig struct {
 }
 
 // newRig makes a pool with a LUN of lunBytes. wrap, if not nil, stands before each drive.
-func newRig(ctx context.Context, dir string, logBytes, lunBytes int64, over linkMaker, spin time.Duration, wrap func(raid.Drive) raid.Drive) (r *rig, err error) {
+func newRig(ctx context.Context, dir string, logBytes, lunBytes int64, over linkMaker, spins time.Duration, wrap func(raid.Drive) raid.Drive) (r *rig, err error) {
 	r = &rig{bytes: lunBytes}
 	defer func() {
 		if err != nil {
@@ -41,7 +42,7 @@ func newRig(ctx context.Context, dir string, logBytes, lunBytes int64, over link
 	if err != nil {
 		return r, err
 	}
-	replicator, err := r.mirror(dir, logBytes, over, spin)
+	replicator, err := r.mirror(dir, logBytes, over, spins)
 	if err != nil {
 		return r, err
 	}
@@ -147,7 +148,7 @@ func overWindow(dir string) (link, error) {
 }
 
 // mirror starts the partner's side, and returns the owner's.
-func (r *rig) mirror(dir string, logBytes int64, over linkMaker, spin time.Duration) (nvram.Replicator, error) {
+func (r *rig) mirror(dir string, logBytes int64, over linkMaker, limit time.Duration) (nvram.Replicator, error) {
 	other, err := newRegion(filepath.Join(dir, "nvramB"), logBytes)
 	if err != nil {
 		return nil, err
@@ -166,13 +167,17 @@ func (r *rig) mirror(dir string, logBytes int64, over linkMaker, spin time.Durat
 	}
 	r.undo = append(r.undo, l.close)
 	secret := []byte("a benchmark keeps no secret at all")
-	b, err := mirror.New(mirror.Options{Shelf: "bench", Self: 'B', Secret: secret, Listener: l.listener, Spin: spin})
+	var spinner func() mirror.Spinner
+	if limit > 0 {
+		spinner = func() mirror.Spinner { return spin.Alone(limit) }
+	}
+	b, err := mirror.New(mirror.Options{Shelf: "bench", Self: 'B', Secret: secret, Listener: l.listener, Spinner: spinner})
 	if err != nil {
 		return nil, err
 	}
 	r.undo = append(r.undo, b.Close)
 	b.Receive(m, 0)
-	a, err := mirror.New(mirror.Options{Shelf: "bench", Self: 'A', Secret: secret, Dial: l.dial, Spin: spin})
+	a, err := mirror.New(mirror.Options{Shelf: "bench", Self: 'A', Secret: secret, Dial: l.dial, Spinner: spinner})
 	if err != nil {
 		return nil, err
 	}
