@@ -190,15 +190,20 @@ func (r *running) create(name string, n int64) (v api.Volume, err error) {
 	return v, err
 }
 
-// What the store cannot read of the maps is given up by an order, for one opening, and only where that is why it is not open.
+// What the store cannot read of the maps, or of the journal, is given up by an order, for one opening, and only where that is why it is not open.
 func TestAcceptLost(t *testing.T) {
+	t.Run("map", func(t *testing.T) { testAcceptLost(t, store.ErrMap) })
+	t.Run("journal", func(t *testing.T) { testAcceptLost(t, store.ErrJournal) })
+}
+
+func testAcceptLost(t *testing.T, cause error) {
 	m := newMemory()
 	var mu sync.Mutex
 	lost, order := error(errors.New("no path")), []bool{}
 	m.refuse = func(acceptLost bool) error {
 		mu.Lock()
 		defer mu.Unlock()
-		if order = append(order, acceptLost); acceptLost && errors.Is(lost, store.ErrMap) {
+		if order = append(order, acceptLost); acceptLost && canBeGivenUp(lost) {
 			return nil
 		}
 		return lost
@@ -219,7 +224,14 @@ func TestAcceptLost(t *testing.T) {
 		t.Errorf("ordered where it is of no use: %v", err)
 	}
 	mu.Lock()
-	lost = fmt.Errorf("store: recover: %w: %w", store.ErrMap, target.ErrMediumRead)
+	lost = fmt.Errorf("store: recover: %w: %w", target.ErrNoSpace, target.ErrMediumRead)
+	mu.Unlock()
+	trouble("store: recover")
+	if err := accept(); status(err) != http.StatusConflict {
+		t.Errorf("ordered where a checkpoint is lost: %v", err)
+	}
+	mu.Lock()
+	lost = fmt.Errorf("store: %w: %w", cause, target.ErrMediumRead)
 	mu.Unlock()
 	trouble("ledge host accept-lost")
 	if err := accept(); err != nil {

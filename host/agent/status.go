@@ -1,11 +1,6 @@
 package agent
 
-import (
-	"errors"
-
-	"github.com/ledge-storage/ledge/host/api"
-	"github.com/ledge-storage/ledge/host/store"
-)
+import "github.com/ledge-storage/ledge/host/api"
 
 // status is what 'ledge host status' shows.
 func (a *Agent) status() api.Status {
@@ -18,7 +13,7 @@ func (a *Agent) status() api.Status {
 	s.Schedules = append([]api.Schedule{}, a.schedules...)
 	if a.failure != nil {
 		s.Trouble = a.failure.Error()
-		if e == nil && errors.Is(a.failure, store.ErrMap) {
+		if e == nil && canBeGivenUp(a.failure) {
 			s.Trouble += "; while its drives may come back, wait for them; where they will not, 'ledge host accept-lost' gives up what cannot be read, and nothing else"
 		}
 	}

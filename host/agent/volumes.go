@@ -210,7 +210,12 @@ func (a *Agent) resizeIndex(ctx context.Context, bytes int64) (x *api.Index, err
 	return x, err
 }
 
-// orderAcceptLost has the next opening of the store give up the pages of maps that cannot be read. It is refused unless such a page is why
+// canBeGivenUp: what keeps the store shut is what an operator can give up.
+func canBeGivenUp(err error) bool {
+	return errors.Is(err, store.ErrMap) || errors.Is(err, store.ErrJournal)
+}
+
+// orderAcceptLost has the next opening of the store give up the pages of maps, and the end of the journal, that cannot be read. It is refused unless that is why
 // the store is not open: nothing is given up by a command that was typed too early, or on the wrong host.
 func (a *Agent) orderAcceptLost() error {
 	a.mu.Lock()
@@ -218,15 +223,15 @@ func (a *Agent) orderAcceptLost() error {
 	switch {
 	case a.engine != nil:
 		return refuse(http.StatusConflict, "", "the store is open: nothing has to be given up")
-	case !errors.Is(a.failure, store.ErrMap):
+	case !canBeGivenUp(a.failure):
 		why := "nothing failed yet"
 		if a.failure != nil {
 			why = a.failure.Error()
 		}
-		return refuse(http.StatusConflict, "'ledge host status' shows what the agent waits for", "no page of a volume's map is why the store is not open: %s", why)
+		return refuse(http.StatusConflict, "'ledge host status' shows what the agent waits for", "no page of a volume's map and no piece of the journal is why the store is not open: %s", why)
 	}
 	a.acceptLost = true
-	a.log.Warn("ordered: what cannot be read of the volumes' maps is given up", "error", a.failure)
+	a.log.Warn("ordered: what cannot be read of the volumes' maps and of the journal is given up", "error", a.failure)
 	return nil
 }
 

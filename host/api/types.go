@@ -161,6 +161,8 @@ type GivenUp struct {
 	Snapshot    string `json:"snapshot,omitempty"`
 	OffsetBytes int64  `json:"offset_bytes"`
 	Bytes       int64  `json:"bytes"`
+	// Journal: it is the writes acknowledged last, of all volumes, that are gone: the journal's end. Nothing else is set.
+	Journal bool `json:"journal,omitempty"`
 }
 
 // Index is the dedup index: Entries in Bytes of memory, the largest power of two within "memory.index". Sampled: there is no room for all

@@ -88,7 +88,8 @@ func (t *tool) hostAcceptLost() *cobra.Command {
 a page of them has the places of 2 MiB of a volume. Where the shelf cannot read one, its blocks are read errors, and
 the agent stops when one of them is to be written: the drives may come back. Where they will not, this gives such
 pages up, of all volumes and snapshots: their blocks are read errors until they are written or unmapped. Nothing else
-is touched. See with 'ledge array show' whether drives may come back. It is refused unless that is why the agent does
+is touched. Where a piece of the agent's journal is lost, all volumes are then as they were at one moment before: what was
+acknowledged later, and is not stored elsewhere yet, is gone. See with 'ledge array show' whether drives may come back. It is refused unless that is why the agent does
 not serve, looks through all maps (a minute or two for 10 TiB), and ends when the agent serves.`,
 		Example: "  ledge host accept-lost\n  ledge host accept-lost --yes --json | jq '.[].volume'   # without asking",
 		RunE: do(func(cmd *cobra.Command, _ []string) error {
@@ -133,6 +134,10 @@ func givenUp(all []api.GivenUp) [][]string {
 	for _, x := range all {
 		if x.Snapshot != "" {
 			x.Volume += "@" + x.Snapshot
+		}
+		if x.Journal {
+			rows = append(rows, []string{"the writes acknowledged last, of all volumes", "–", "–"})
+			continue
 		}
 		rows = append(rows, []string{x.Volume, fmt.Sprint(x.OffsetBytes), fmt.Sprint(x.Bytes)})
 	}

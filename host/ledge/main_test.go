@@ -140,7 +140,7 @@ func TestVolumes(t *testing.T) {
 		"POST /v1/volumes": demo, "GET /v1/volumes": map[string]any{"volumes": []api.Volume{demo}}, "GET /v1/volumes/demo": demo, "GET /v1/volumes/empty": api.Volume{Name: "empty", SizeBytes: 1 << 30}, "POST /v1/volumes/demo/resize": demo, "POST /v1/volumes/demo/rename": demo,
 		"POST /v1/volumes/demo/compression": demo,
 		"POST /v1/index":                    api.Index{Entries: 77, Bytes: 2 << 30, Sampled: true},
-		"POST /v1/store/accept-lost":        api.Status{Phase: api.PhaseServing, GivenUp: []api.GivenUp{{Volume: "demo", Snapshot: "s1", OffsetBytes: 4 << 20, Bytes: 2 << 20}}},
+		"POST /v1/store/accept-lost":        api.Status{Phase: api.PhaseServing, GivenUp: []api.GivenUp{{Volume: "demo", Snapshot: "s1", OffsetBytes: 4 << 20, Bytes: 2 << 20}, {Journal: true}}},
 		"GET /v1/volumes/none":              &api.Error{Status: 404, Message: `no volume "none"`, Hint: "look with list"},
 		"GET /v1/status":                    api.Status{Host: "h1", Phase: api.PhaseJoining, Trouble: "no owner", Paths: []api.Path{{LUN: "store", Portal: "p:1", State: "standby"}}},
 	})
@@ -178,7 +178,7 @@ func TestVolumes(t *testing.T) {
 		{"host index 2GiB", 0, []string{"2 GiB, 77 blocks of 268435456, a sample of what is stored, still being filled"}, `POST /v1/index {"size_bytes":2147483648}`},
 		{"host index 2GiB --json", 0, []string{`"sampled": true`}, `POST /v1/index {"size_bytes":2147483648}`},
 		{"host accept-lost", 2, []string{"for good", "nothing was done"}, ""},
-		{"host accept-lost --yes", 0, []string{"demo@s1", "4194304", "2097152"}, `POST /v1/store/accept-lost {}`},
+		{"host accept-lost --yes", 0, []string{"demo@s1", "4194304", "2097152", "the writes acknowledged last, of all volumes"}, `POST /v1/store/accept-lost {}`},
 		{"host accept-lost --yes --json", 0, []string{`"offset_bytes": 4194304`}, `POST /v1/store/accept-lost {}`},
 		{"host accept-lost now", 2, nil, ""},
 		{"host index much", 2, []string{`"much" is no size`}, ""},

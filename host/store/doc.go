@@ -28,6 +28,7 @@
 // A block that the shelf cannot give back is ErrMediumRead for who reads it, and for nobody else; the cleaner leaves its segment where it
 // is. A page that it cannot give back is that for its blocks; the packer, when it must change such a page,
 // stops the store (ErrMap): the page may come back, and so may not be replaced. Where it will not, an operator gives it up (giveup.go).
+// A piece of the journal that cannot be read keeps the store shut (ErrJournal), in the same way.
 //
 // # Formats
 //

@@ -13,16 +13,27 @@ import (
 // A page of a map that the shelf cannot give back stops the store when it is to be changed, because its drives may come back, and
 // what it says with them. Where they will not, an operator gives such pages up (Options.AcceptLost): nothing is known of their
 // blocks any more. Each of them is an error for who reads it, until it is written or unmapped. All other blocks are what they were.
+//
+// So it is with a piece of the journal. Given up, it is where the journal ends: all volumes are as they were at one moment, and what was acknowledged
+// later and was in no segment yet is gone. What lies behind it is not looked for: the blocks that volumes wrote are there, too, and
+// what they hold must not be taken for a record.
 
 // lost is the place of a block of which nothing is known any more. It refers to no segment. In a stored page it is what any other
 // place is; an agent that does not know it takes the page for damaged.
 const lost loc = 1
 
-// GivenUp are blocks that Open gave up.
+// GivenUp are blocks that Open gave up, or the end of the journal.
 type GivenUp struct {
 	Volume, Snapshot string // Snapshot: "" for those of the volume itself
 	OffsetBytes      int64  // within it
 	Bytes            int64  // some of them may never have been written
+	Journal          bool   // the writes acknowledged last, of all volumes; nothing else is set
+}
+
+// gaveUpJournal notes that the journal ends before record seq.
+func (st *Store) gaveUpJournal(seq uint64) {
+	st.givenUp = append(st.givenUp, GivenUp{Journal: true})
+	st.opt.Logger.Error("the end of the journal is given up: the writes acknowledged last, of all volumes, are gone", "from_record", seq, "in_segments_to", st.packed.seq)
 }
 
 // giveUp looks through all maps and gives up the pages that cannot be read. What the others refer to is counted anew, so that segments
@@ -99,7 +110,7 @@ func (st *Store) giveUp(ctx context.Context) error {
 	for n, s := range st.segs {
 		s.live = live[n]
 	}
-	for _, x := range st.givenUp {
+	for _, x := range st.givenUp { // all are blocks so far
 		st.opt.Logger.Error("blocks are given up: the map does not know them any more", "volume", x.Volume, "snapshot", x.Snapshot, "offset", x.OffsetBytes, "bytes", x.Bytes)
 	}
 	return nil

@@ -3,9 +3,11 @@ package store
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/ledge-storage/ledge/target"
 )
@@ -203,7 +205,7 @@ func TestGiveUp(t *testing.T) {
 			at := v.m.page(i * pageEntries).rest
 			for n := at.off() / BlockBytes; n*BlockBytes < at.off()+at.len(); n++ {
 				if bad[int64(at.segment())*SegmentBytes+int64(n)*BlockBytes] {
-					g := GivenUp{x.name, x.snapshot, int64(i) * pageEntries * BlockBytes, pageEntries * BlockBytes}
+					g := GivenUp{x.name, x.snapshot, int64(i) * pageEntries * BlockBytes, pageEntries * BlockBytes, false}
 					if l := len(want); l > 0 && want[l-1].Volume == x.name && want[l-1].Snapshot == x.snapshot && want[l-1].OffsetBytes+want[l-1].Bytes == g.OffsetBytes {
 						want[l-1].Bytes += g.Bytes
 					} else {
@@ -319,5 +321,83 @@ func TestGiveUp(t *testing.T) {
 	checkCounts(t, st)
 	must(t, st.Checkpoint(ctx))
 	check("after a deletion")
+	must(t, st.Close(ctx))
+}
+
+// A piece of the journal cannot be read. Behind the last record it is no matter. Where a record is, the store stays shut, since its drives may
+// come back; by an order the journal ends there: what was written before is there, and nothing else, of any volume.
+func TestLostJournal(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	o := sh.options()
+	o.PackDelay = time.Hour
+	st := open(t, o)
+	for _, name := range []string{"a", "b"} {
+		_, err := st.CreateVolume(ctx, name, 1<<30)
+		must(t, err)
+	}
+	must(t, st.Sync(ctx))
+	const writes = 20
+	for i := range uint64(writes) {
+		must(t, volume(t, st, []string{"a", "b"}[i%2]).Write(ctx, i, noise(i+1, 1)))
+	}
+	st.stop()           // as a host that is lost
+	var records []int64 // where they begin, those of the writes last
+	for off, b := range sh.journal.pages {
+		if off >= ringOffset && string(b[:8]) == recordMagic {
+			records = append(records, off)
+		}
+	}
+	slices.Sort(records)
+	records = records[len(records)-writes:]
+	lose := func(at int64) {
+		sh.p.mu.Lock()
+		defer sh.p.mu.Unlock()
+		sh.journal.bad = func(off int64) bool { return off == at }
+	}
+	check := func(what string, there uint64) {
+		t.Helper()
+		for i := range uint64(writes) {
+			want := noise(i+1, 1)
+			if i >= there {
+				want = make([]byte, BlockBytes)
+			}
+			got := make([]byte, BlockBytes)
+			must(t, volume(t, st, []string{"a", "b"}[i%2]).Read(ctx, i, got))
+			if !bytes.Equal(got, want) {
+				t.Fatalf("%s: block %d, of %d that should be there", what, i, there)
+			}
+		}
+	}
+	var err error
+	const first = 7
+	for what, at := range map[string]int64{"header": records[first], "payload": records[first] + BlockBytes} {
+		lose(at)
+		if _, err = Open(ctx, o); !errors.Is(err, ErrJournal) || !errors.Is(err, target.ErrMediumRead) {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	journal, segments := maps.Clone(sh.journal.pages), maps.Clone(sh.segments.pages)
+	lose(records[writes-1] + 1<<20) // read along, and nothing there
+	st = open(t, o)
+	check("behind the end", writes)
+	if len(st.GivenUp()) != 0 {
+		t.Errorf("given up: %v", st.GivenUp())
+	}
+	st.stop()
+
+	sh.journal.pages, sh.segments.pages, sh.segments.freed = journal, segments, map[int64]bool{}
+	lose(records[first])
+	o.AcceptLost = true
+	st = open(t, o)
+	check("given up", first)
+	if g := st.GivenUp(); len(g) != 1 || g[0] != (GivenUp{Journal: true}) {
+		t.Errorf("given up: %+v", g)
+	}
+	must(t, volume(t, st, "a").Write(ctx, 100, noise(100, 1)))
+	st.stop()
+	o.AcceptLost = false
+	st = open(t, o)
+	check("opened again", first)
+	wantBlocks(t, volume(t, st, "a"), 100, noise(100, 1))
 	must(t, st.Close(ctx))
 }

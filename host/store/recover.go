@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ledge-storage/ledge/host/dedup"
+	"github.com/ledge-storage/ledge/target"
 )
 
 // Recovery, on any host, in this order:
@@ -425,7 +426,12 @@ func (st *Store) replayJournal(ctx context.Context, s *superblock) error {
 	seq := s.jSeq
 	for s.jEpoch > 0 && r.passed < st.ringSize {
 		rec, err := r.next(ctx)
-		if err != nil {
+		switch {
+		case errors.Is(err, target.ErrMediumRead) && st.opt.AcceptLost:
+			st.gaveUpJournal(seq)
+		case errors.Is(err, target.ErrMediumRead):
+			return fmt.Errorf("%w: from record %d on: %w", ErrJournal, seq, err)
+		case err != nil:
 			return err
 		}
 		if rec == nil || rec.uuid != st.uuid || rec.epoch != s.jEpoch || rec.seq != seq {
@@ -522,12 +528,21 @@ func (r *ringReader) view(ctx context.Context, n uint64) ([]byte, error) {
 		return nil, nil
 	}
 	if r.at < r.from || r.at+n > r.from+uint64(len(r.buf)) {
-		r.buf, r.from = make([]byte, min(max(n, ringWindow), r.st.ringSize-r.at)), r.at
-		if err := r.st.opt.Journal.ReadAt(ctx, r.buf, ringOffset+int64(r.at)); err != nil {
+		err := r.read(ctx, min(max(n, ringWindow), r.st.ringSize-r.at))
+		if errors.Is(err, target.ErrMediumRead) { // it may be behind what is wanted
+			err = r.read(ctx, n)
+		}
+		if err != nil {
+			r.buf = nil
 			return nil, fmt.Errorf("store: read journal at %d: %w", r.at, err)
 		}
 	}
 	return r.buf[r.at-r.from : r.at-r.from+n], nil
+}
+
+func (r *ringReader) read(ctx context.Context, n uint64) error {
+	r.buf, r.from = make([]byte, n), r.at
+	return r.st.opt.Journal.ReadAt(ctx, r.buf, ringOffset+int64(r.at))
 }
 
 // next decodes the record at the reader's place; nil where there is none.

@@ -41,6 +41,8 @@ var (
 	ErrHasSnapshots = errors.New("store: volume has snapshots")
 	// ErrMap: a page of a volume's map cannot be read. It wraps target.ErrMediumRead; see Options.AcceptLost.
 	ErrMap = errors.New("store: a page of a volume's map is not readable")
+	// ErrJournal: a piece of the journal cannot be read that may hold acknowledged writes. It wraps target.ErrMediumRead; see Options.AcceptLost.
+	ErrJournal = errors.New("store: a piece of the journal is not readable")
 	// ErrNoClone: only a clone of a snapshot that is there can be promoted.
 	ErrNoClone = errors.New("store: not a clone of a snapshot that exists")
 )
@@ -76,7 +78,8 @@ type Options struct {
 	// the map is large, so that checkpoints stay a small part of what is written.
 	CheckpointSegments int
 	// AcceptLost has Open give up the pages of maps that cannot be read, of all volumes and snapshots: nothing is known any more of
-	// what their blocks hold. Without it such a page stops the store when it is to be changed. GivenUp tells which blocks that were.
+	// what their blocks hold. Without it such a page stops the store when it is to be changed. A piece of the journal that cannot be read is
+	// its end then: without it the store does not open (ErrJournal). GivenUp tells what that was.
 	AcceptLost bool
 	// Now is the time that snapshots get; nil: the machine's.
 	Now    func() time.Time
