@@ -3,7 +3,7 @@
 //
 // It owns the choice and nothing else: nvram/mirror authenticates what comes over either transport alike, and of two
 // connections the newest authenticated one stays. A connection that works is never given up for the other
-// transport: the choice is made when one is made anew. It never waits for the window for longer than Options.Answer.
+// transport: the choice is made when one is made anew. It never waits for the window for longer than Options.Answer, and half of it once more.
 //
 // # The choice
 //
@@ -12,7 +12,8 @@
 //	dial:  the window, unless it rests ──answered──► it is used
 //	          │ not there, no answer in time
 //	          ▼
-//	       TCP ──────────────connected─────────────► it is used; the window has a strike
+//	       TCP ──────────────connected─────────────► the window once more: the partner may have come between the two tries,
+//	          │                                     and would stay on TCP; else TCP is used, and the window has a strike
 //	          │ nobody there either
 //	          ▼
 //	       the partner is away: nothing is learned of the window
@@ -143,7 +144,7 @@ func (t *Transport) Fallback() Fallback {
 func (t *Transport) Dial(ctx context.Context) (net.Conn, error) {
 	rests := t.resting()
 	if !rests {
-		c, err := t.dialWindow(ctx)
+		c, err := t.dialWindow(ctx, t.o.Answer)
 		if err == nil {
 			return c, nil
 		}
@@ -153,8 +154,14 @@ func (t *Transport) Dial(ctx context.Context) (net.Conn, error) {
 		t.failed(err)
 	}
 	nc, err := t.o.Dial(ctx)
-	if err != nil && rests { // better a window that rests than nothing
-		if c, werr := t.dialWindow(ctx); werr == nil {
+	switch {
+	case err != nil && rests: // better a window that rests than nothing
+		if c, werr := t.dialWindow(ctx, t.o.Answer); werr == nil {
+			return c, nil
+		}
+	case err == nil && !rests: // it may have come up between the two tries
+		if c, werr := t.dialWindow(ctx, t.o.Answer/2); werr == nil {
+			nc.Close()
 			return c, nil
 		}
 	}
@@ -167,8 +174,8 @@ func (t *Transport) resting() bool {
 	return t.o.Dial != nil && time.Now().Before(t.rest)
 }
 
-func (t *Transport) dialWindow(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, t.o.Answer)
+func (t *Transport) dialWindow(ctx context.Context, answer time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, answer)
 	defer cancel()
 	return t.connect(ctx)
 }
