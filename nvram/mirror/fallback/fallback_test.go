@@ -3,6 +3,7 @@ package fallback
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -92,6 +93,36 @@ func (r *rig) rested(want time.Duration) {
 		r.Errorf("it rests for %v, want %v", left, want)
 	}
 	r.tr.rest = time.Time{}
+}
+
+// A partner that comes after the window was tried, and before TCP is: the window is used, and has no strike.
+func TestCameMeanwhile(t *testing.T) {
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	came := make(chan net.Conn)
+	tcp := r.tr.o.Dial
+	var left net.Conn
+	r.tr.o.Dial = func(dialing context.Context) (nc net.Conn, err error) {
+		go func() {
+			c, _ := r.w.Dial(ctx)
+			came <- c
+		}()
+		left, err = tcp(dialing)
+		return left, err
+	}
+	nc, over := r.dial(false)
+	r.want(over, "window")
+	cancel()
+	if c := <-came; c != nil {
+		defer c.Close()
+	}
+	if _, err := left.Write([]byte{1}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("TCP's connection: %v", err)
+	}
+	if r.tr.strikes != 0 || !r.tr.Fallback().At.IsZero() {
+		t.Errorf("%d strikes, %+v", r.tr.strikes, r.tr.Fallback())
+	}
+	r.end(nc, nil)
 }
 
 // A window that does not hold: the first short connection is forgiven, then it rests, twice as long each time.
