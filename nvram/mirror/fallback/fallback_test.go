@@ -116,6 +116,7 @@ func TestCameMeanwhile(t *testing.T) {
 	if c := <-came; c != nil {
 		defer c.Close()
 	}
+	_ = left.SetWriteDeadline(time.Now()) // it fails, where it is closed
 	if _, err := left.Write([]byte{1}); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("TCP's connection: %v", err)
 	}
