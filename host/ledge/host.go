@@ -93,7 +93,7 @@ acknowledged later, and is not stored elsewhere yet, is gone. See with 'ledge ar
 not serve, looks through all maps (a minute or two for 10 TiB), and ends when the agent serves.`,
 		Example: "  ledge host accept-lost\n  ledge host accept-lost --yes --json | jq '.[].volume'   # without asking",
 		RunE: do(func(cmd *cobra.Command, _ []string) error {
-			if err := t.confirm(cmd, yes, "what the shelf cannot read now of the maps is given up for good, though its drives come back", "lost"); err != nil {
+			if err := t.confirm(cmd, yes, "what the shelf cannot read now of the maps is given up for good, and of the journal with all that was acknowledged after it, though its drives come back", "lost"); err != nil {
 				return err
 			}
 			c, err := t.agent()

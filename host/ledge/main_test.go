@@ -177,7 +177,7 @@ func TestVolumes(t *testing.T) {
 		{"host index", 1, []string{"no index: joining"}, "GET /v1/status"},
 		{"host index 2GiB", 0, []string{"2 GiB, 77 blocks of 268435456, a sample of what is stored, still being filled"}, `POST /v1/index {"size_bytes":2147483648}`},
 		{"host index 2GiB --json", 0, []string{`"sampled": true`}, `POST /v1/index {"size_bytes":2147483648}`},
-		{"host accept-lost", 2, []string{"for good", "nothing was done"}, ""},
+		{"host accept-lost", 2, []string{"for good", "of the journal with all that was acknowledged after it", "nothing was done"}, ""},
 		{"host accept-lost --yes", 0, []string{"demo@s1", "4194304", "2097152", "the writes acknowledged last, of all volumes"}, `POST /v1/store/accept-lost {}`},
 		{"host accept-lost --yes --json", 0, []string{`"offset_bytes": 4194304`}, `POST /v1/store/accept-lost {}`},
 		{"host accept-lost now", 2, nil, ""},

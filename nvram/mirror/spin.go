@@ -16,7 +16,7 @@ type Spinner interface {
 	End(found bool)
 }
 
-// spinReader reads a socket, and looks at it again and again for a while before it waits (Options.Spin). Deadlines are those of the
+// spinReader reads a socket, and looks at it again and again for a while before it waits (Options.Spinner). Deadlines are those of the
 // connection.
 type spinReader struct {
 	nc   net.Conn
