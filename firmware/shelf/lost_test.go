@@ -327,6 +327,13 @@ func TestRecordsByThemselves(t *testing.T) {
 	if res, err := r.array.Scrub(ctx, 0); err != nil || res.Bad != 0 || res.Lost != 0 {
 		t.Errorf("scrub: %+v, %v", res, err)
 	}
+	if _, err := giveUp(func(at map[int]strip) {
+		s := at[0].disk.Snapshot()
+		s[(at[0].off+raid.BlockBytes)/raid.BlockBytes] = make([]byte, raid.BlockBytes)
+		at[0].disk.Restore(s)
+	}); !errors.Is(err, shelf.ErrMetadataLost) || errors.Is(err, shelf.ErrNoPool) {
+		t.Errorf("a superblock of zeros: %v", err)
+	}
 	for what, harm := range map[string]func(at map[int]strip){
 		"torn": func(at map[int]strip) { at[0].rot(2) },
 		"another's": func(at map[int]strip) {

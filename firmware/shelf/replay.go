@@ -119,10 +119,10 @@ func (p *Pool) acceptOld(ctx context.Context, which func(stripe uint64) bool) er
 }
 
 // validMetadata tells whether a block of a metadata stripe is one by its own checksum and number. Zeros are an empty record; where there
-// may be none, in the extent table, loadBlock says so.
+// may be none, in the extent table, loadBlock says so; and there is always a superblock.
 func (p *Pool) validMetadata(stripe uint64, block int, data []byte) bool {
 	if bytes.Equal(data, zeroBlock) {
-		return true
+		return stripe > 0 || block > 0
 	}
 	first := uint32(0) // of stripe 0, also before the superblock was read
 	if stripe > 0 {
