@@ -193,7 +193,7 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	if err := st.sealOpen(ctx); err != nil {
 		return err
 	}
-	if err := st.sealMoved(ctx); err != nil {
+	if err := st.sealAside(ctx); err != nil {
 		return err
 	}
 	st.mu.Lock()

@@ -21,7 +21,7 @@ import (
 // waits for the cleaner; it is refused only when a round cannot gain a segment.
 //
 // What is moved is older than what is written, and is overwritten later: mixed with it, both would be moved again and again.
-// So it goes to segments of its own (kindMoved), whose logs have nothing but moves. They have no place in
+// So it goes to segments beside the log (aside.go), whose own logs have nothing but moves. They have no place in
 // the order of the log, and need none: a move changes no content and is done only where the block still lies at its old place, so
 // that before or after any other entry it leaves what is read the same. At worst a replay leaves a reference to the old
 // place, and that is there: victims are freed by a checkpoint, behind which nothing is replayed.
@@ -533,22 +533,22 @@ func (st *Store) move(ctx context.Context, c *round, refs []reference) error {
 				st.mu.Unlock()
 				continue // it stays, and so does its segment: a reader will be told
 			}
-			if err := st.roomForMoved(ctx, len(stored), 64); err != nil {
+			if err := st.roomAside(ctx, len(stored), 64); err != nil {
 				return err
 			}
 			st.mu.Lock()
-			to = st.relocating.append(stored, fp, c.updated[r.at.segment()])
-			st.charge(st.relocating.info, r.v, len(stored)+slotBytes, 1)
+			to = st.aside.append(stored, fp, c.updated[r.at.segment()])
+			st.charge(st.aside.info, r.v, len(stored)+slotBytes, 1)
 			st.mu.Unlock()
 			c.moved[r.at] = to
-		} else if err := st.roomForMoved(ctx, 0, 64); err != nil {
+		} else if err := st.roomAside(ctx, 0, 64); err != nil {
 			return err
 		}
 		if err := st.lockForBlock(ctx, r.v, r.lba); err != nil {
 			return err
 		}
-		st.relocating.log.move(r.v.id, r.lba, r.at, to)
-		st.charge(st.relocating.info, r.v, costMove, 0)
+		st.aside.log.move(r.v.id, r.lba, r.at, to)
+		st.charge(st.aside.info, r.v, costMove, 0)
 		r.v.m.move(&st.maps, r.lba, r.at, to)
 		st.mu.Unlock()
 	}

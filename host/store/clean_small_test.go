@@ -4,7 +4,7 @@ package store
 
 import "testing"
 
-// Where few blocks are overwritten often, those that are not are kept apart, and what is free among them is used (Store.decline). The
+// Where few blocks are overwritten often, those that are not are kept apart, and what is free among them is used (Store.decline); so they are when they are overwritten (aside.go). Without either: 2.5; without the second: 1.7. The
 // emptiest segments first would be 2.5 here, this is 1.7.
 func TestCleaningAmplification(t *testing.T) {
 	bed := cleaningBeds[1]

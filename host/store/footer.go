@@ -11,7 +11,7 @@ const (
 	kindWide       = 1 // data, of version 1: its slots are wide
 	kindCheckpoint = 2
 	kindData       = 3
-	kindMoved      = 4 // what the cleaner moved
+	kindAside      = 4 // beside the log: what the cleaner moved; since version 5 also what logPut names
 	slotBytes      = 22
 	wideBytes      = 40
 )
@@ -37,7 +37,7 @@ type trailer struct {
 }
 
 func (t *trailer) isData() bool {
-	return t.kind == kindData || t.kind == kindWide || t.kind == kindMoved
+	return t.kind == kindData || t.kind == kindWide || t.kind == kindAside
 }
 
 // slotBytes is the size of each slot.
@@ -134,6 +134,8 @@ const (
 	logCopy     = 8  // vol source n description: vol is as source is here
 	logRollback = 9  // vol source: vol becomes as source is
 	logDescribe = 10 // vol n description, but for its size
+	// Since version 5:
+	logPut = 11 // as logRef, of blocks that were stored for it, in a segment beside the log
 )
 
 // change is one decoded entry of a segment's log.
@@ -141,7 +143,7 @@ type change struct {
 	kind     uint8
 	vol      uint32
 	lba, n   uint64 // logCopy, logRollback: n is the source
-	places   []loc  // logStore, logRef: n of them; logMove: from, to
+	places   []loc  // logStore, logRef, logPut: n of them; logMove: from, to
 	describe []byte
 }
 
@@ -164,9 +166,12 @@ func (w *logWriter) store(vol uint32, lba uint64, place loc) {
 	w.last, w.size = change{kind: logStore, vol: vol, lba: lba, n: 1}, 20
 }
 
-func (w *logWriter) ref(vol uint32, lba uint64, place loc) {
+func (w *logWriter) ref(vol uint32, lba uint64, place loc) { w.refer(logRef, vol, lba, place) }
+func (w *logWriter) put(vol uint32, lba uint64, place loc) { w.refer(logPut, vol, lba, place) }
+
+func (w *logWriter) refer(kind uint8, vol uint32, lba uint64, place loc) {
 	l := &w.last
-	if l.kind == logRef && l.vol == vol && l.lba+l.n == lba {
+	if l.kind == kind && l.vol == vol && l.lba+l.n == lba {
 		end := l.places[len(l.places)-1]
 		if end.segment() == place.segment() && end.off()+end.len() == place.off() {
 			l.n++
@@ -177,7 +182,7 @@ func (w *logWriter) ref(vol uint32, lba uint64, place loc) {
 	}
 	places := w.last.places[:0]
 	w.flush()
-	w.last, w.size = change{kind: logRef, vol: vol, lba: lba, n: 1, places: append(places, place)}, 32
+	w.last, w.size = change{kind: kind, vol: vol, lba: lba, n: 1, places: append(places, place)}, 32
 }
 
 func (w *logWriter) zero(vol uint32, lba, n uint64) {
@@ -208,10 +213,10 @@ func (w *logWriter) flush() {
 	w.p = append(w.p, c.kind)
 	w.p = binary.AppendUvarint(w.p, uint64(c.vol))
 	switch c.kind {
-	case logStore, logZero, logRef:
+	case logStore, logZero, logRef, logPut:
 		w.p = binary.AppendUvarint(w.p, c.lba)
 		w.p = binary.AppendUvarint(w.p, c.n)
-		if c.kind == logRef {
+		if c.kind == logRef || c.kind == logPut {
 			w.p = binary.AppendUvarint(w.p, uint64(c.places[0].segment()))
 			w.p = binary.AppendUvarint(w.p, uint64(c.places[0].off()))
 			for _, l := range c.places {
@@ -244,7 +249,7 @@ func decodeLog(segment uint32, slots []slot, p []byte, f func(*change) error) er
 		c := change{kind: d.bytes(1)[0]}
 		c.vol = uint32(d.limited(1<<32 - 1))
 		switch c.kind {
-		case logStore, logRef, logZero:
+		case logStore, logRef, logPut, logZero:
 			c.lba = d.limited(most)
 			c.n = d.limited(most - c.lba)
 			d.bad = d.bad || c.n == 0
@@ -256,7 +261,7 @@ func decodeLog(segment uint32, slots []slot, p []byte, f func(*change) error) er
 					c.places = append(c.places, makeLoc(segment, int(slots[next].off), int(slots[next].len)))
 				}
 			}
-			if c.kind == logRef {
+			if c.kind == logRef || c.kind == logPut {
 				seg, off := d.limited(maxSegments-1), d.limited(SegmentBytes)
 				for range c.n {
 					if d.bad {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/zeebo/xxh3"
@@ -33,7 +34,7 @@ func golden(t *testing.T, name string, got []byte) []byte {
 }
 
 // old is what an earlier version wrote.
-func old(t *testing.T, name string) []byte {
+func old(t testing.TB, name string) []byte {
 	t.Helper()
 	p, err := os.ReadFile(filepath.Join("testdata", name))
 	must(t, err)
@@ -112,10 +113,10 @@ func sampleItems() []byte {
 
 func TestGolden(t *testing.T) {
 	s := sampleSuper()
-	if got, err := decodeSuperblock(golden(t, "superblock4.golden", s.encode())); err != nil || got != s {
+	if got, err := decodeSuperblock(golden(t, "superblock5.golden", s.encode())); err != nil || got != s {
 		t.Errorf("%+v %v", got, err)
 	}
-	for version, name := range []string{"superblock.golden", "superblock2.golden", "superblock3.golden"} {
+	for version, name := range []string{"superblock.golden", "superblock2.golden", "superblock3.golden", "superblock4.golden"} {
 		if got, err := decodeSuperblock(old(t, name)); err != nil || got != s {
 			t.Errorf("version %d: %+v %v", version+1, got, err)
 		}
@@ -154,6 +155,26 @@ func TestGolden(t *testing.T) {
 	if err := st.decodeItems(golden(t, "checkpoint.golden", sampleItems())); err != nil || !st.end || st.volumes[7].m.get(1028) != makeLoc(2, 150, 60) ||
 		st.volumes[7].m.mapped != 3 || st.segs[2].shares[0].bytes != 4000 || len(st.free) != 1 || st.cover != (position{4, 5}) {
 		t.Errorf("checkpoint %+v %v", st, err)
+	}
+}
+
+// What version 5 added.
+func TestGoldenAside(t *testing.T) {
+	var w logWriter
+	w.store(1, 10, 0)
+	w.put(1, 11, makeLoc(2, 100, 50))
+	w.put(1, 12, makeLoc(2, 150, 60))
+	w.ref(1, 13, makeLoc(2, 210, 70))
+	w.put(1, 14, makeLoc(4, 0, 4101))
+	w.flush()
+	var got []change
+	err := decodeLog(3, sampleSlots(), golden(t, "log5.golden", w.p), func(c *change) error {
+		got = append(got, *c)
+		return nil
+	})
+	if err != nil || len(got) != 4 || got[1].kind != logPut || got[1].lba != 11 || !slices.Equal(got[1].places, []loc{makeLoc(2, 100, 50), makeLoc(2, 150, 60)}) ||
+		got[2].kind != logRef || got[3].kind != logPut || got[3].places[0] != makeLoc(4, 0, 4101) {
+		t.Errorf("log: %+v, %v", got, err)
 	}
 }
 
@@ -443,6 +464,7 @@ func FuzzTrailer(f *testing.F) {
 func FuzzLog(f *testing.F) {
 	_, _, _, log, _ := sampleCopies()
 	f.Add(log)
+	f.Add(old(f, "log5.golden"))
 	fuzz(f, sampleLog(), func(t *testing.T, p []byte) error {
 		return decodeLog(3, sampleSlots(), p, func(c *change) error {
 			for _, l := range c.places {

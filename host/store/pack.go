@@ -24,7 +24,10 @@ import (
 // builder is a segment being filled, sealed and waiting, or being written.
 type builder struct {
 	number, prev uint32
-	moved        bool   // the cleaner's: not of the log, and covers nothing of the journal
+	aside        bool     // not of the log, and covers nothing of the journal: see aside.go
+	needs        []uint32 // of the log: segments beside it that it refers to, and that were not durable then
+	keeps        bool     // aside: what the journal holds from since on waits for it
+	since        uint64
 	buf          []byte // SegmentBytes
 	fill         int    // bytes of blocks
 	slots        []slot
@@ -60,6 +63,7 @@ func (st *Store) packLoop() {
 		}
 		call := st.needed
 		pressed := st.head-st.handed > st.ringSize/2
+		behind := st.aside != nil && st.aside.keeps && st.head-st.aside.since > st.ringSize/2
 		idle := len(st.queue) == 0 // what waits to be packed sets the cleaner's pace when it is
 		more := !st.recovering && !st.closed && (idle && (st.cleaning != nil || st.pays(true)) || st.starved() && !st.gaveUp) || len(st.dying) > 0
 		st.mu.Unlock()
@@ -72,6 +76,9 @@ func (st *Store) packLoop() {
 			if err == nil && pressed {
 				err = st.sealOpen(st.ctx)
 			}
+			if err == nil && behind {
+				err = st.sealInTime(st.ctx)
+			}
 		case call != nil:
 			err = st.writeCheckpoint(st.ctx)
 			st.mu.Lock()
@@ -81,6 +88,8 @@ func (st *Store) packLoop() {
 			st.mu.Unlock()
 		case pressed && st.open != nil:
 			err = st.sealOpen(st.ctx)
+		case behind:
+			err = st.sealInTime(st.ctx)
 		case more: // maintain goes on with it
 		default:
 			select {
@@ -135,6 +144,9 @@ type packItem struct {
 	place  loc  // of a duplicate
 	same   int  // index+1 of an equal block before it in the batch
 	stored []byte
+	// Of what is stored: an estimate of when the block was overwritten the last time but one, by Store.clock; and whether it is to lie beside the log.
+	updated float64
+	aside   bool
 }
 
 // packBatch puts one record's entries into the log of segments and into the map.
@@ -187,7 +199,7 @@ func (st *Store) packBatch(ctx context.Context, b *batch) error {
 	st.buffered -= b.memory
 	st.counters.absorbed += absorbed
 	st.maps.trim(trimAtOnce+2*len(items), nil)
-	if st.open == nil && !st.logInMemory() {
+	if st.open == nil && !st.logInMemory() && len(st.awaiting) == 0 {
 		st.sealedTo = st.packed // nothing of it was worth a segment
 	}
 	st.notify()
@@ -336,12 +348,13 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 	if err := st.roomFor(ctx, len(it.stored), 64, before); err != nil {
 		return err
 	}
-	if err := st.lockForBlock(ctx, it.v, it.lba); err != nil {
+	if err := st.lockToPlace(ctx, it); err != nil {
 		return err
 	}
 	defer st.mu.Unlock()
 	b := st.open
 	if it.stored == nil {
+		st.need(b, it.place.segment())
 		b.log.ref(it.v.id, it.lba, it.place)
 		st.charge(b.info, it.v, costRef, 0)
 		st.counters.duplicates++
@@ -350,10 +363,23 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 			c.refs = append(c.refs, reference{it.v, it.lba, it.place})
 		}
 	} else {
-		it.place = b.append(it.stored, shorten(&fps[i]), st.penultimate(it))
-		b.log.store(it.v.id, it.lba, it.place)
-		st.index.Load().Insert(&fps[i], dedup.Ref{Segment: b.number, Slot: uint16(len(b.slots) - 1)})
-		st.charge(b.info, it.v, len(it.stored)+slotBytes, 1)
+		in := b
+		if it.aside {
+			if in = st.aside; !in.keeps {
+				in.keeps, in.since = true, st.handed
+			}
+			st.counters.aside++
+		}
+		it.place = in.append(it.stored, shorten(&fps[i]), it.updated)
+		if it.aside {
+			st.need(b, in.number)
+			b.log.put(it.v.id, it.lba, it.place)
+			st.charge(b.info, it.v, costRef, 0)
+		} else {
+			b.log.store(it.v.id, it.lba, it.place)
+		}
+		st.index.Load().Insert(&fps[i], dedup.Ref{Segment: in.number, Slot: uint16(len(in.slots) - 1)})
+		st.charge(in.info, it.v, len(it.stored)+slotBytes, 1)
 		st.counters.uniques++
 		it.v.Meter().Uniques.Add(1)
 		it.v.Meter().StoredBytes.Add(uint64(len(it.stored)))
@@ -362,16 +388,6 @@ func (st *Store) place(ctx context.Context, items []packItem, it *packItem, fps 
 	st.clock++
 	it.stored = nil
 	return nil
-}
-
-// penultimate estimates when the block that it overwrites was written: between the last update but one of the segment it lies in, and
-// now. Of one that overwrites nothing, and of what was there at the opening, it is the beginning: cold, until more is known. mu is held.
-func (st *Store) penultimate(it *packItem) float64 {
-	old := it.v.m.get(it.lba)
-	if s := st.segs[old.segment()]; old != 0 && s != nil {
-		return (s.updated + st.clock) / 2
-	}
-	return 0
 }
 
 // append puts a stored block behind the last one, and says where. updated is the estimate of its last update but one.
@@ -395,10 +411,14 @@ const (
 
 // charge books n bytes and slots of a segment to v. mu is held.
 func (st *Store) charge(s *segment, v *Volume, n, slots int) {
+	st.chargeShare(s, v, n, slots)
+	s.bytes += uint32(n) // until it is sealed, and known exactly
+}
+
+func (st *Store) chargeShare(s *segment, v *Volume, n, slots int) {
 	sh := s.share(v.id)
 	sh.bytes += uint32(n)
 	sh.slots += uint32(slots)
-	s.bytes += uint32(n) // until it is sealed, and known exactly
 	v.bytes += int64(n)
 	v.slots += int64(slots)
 }
@@ -531,22 +551,6 @@ func (st *Store) roomFor(ctx context.Context, n, entry int, before position) err
 	return nil
 }
 
-// roomForMoved does the same for the cleaner's segment.
-func (st *Store) roomForMoved(ctx context.Context, n, entry int) error {
-	if st.relocating != nil && st.relocating.fits(n, entry) {
-		return nil
-	}
-	if err := st.sealMoved(ctx); err != nil {
-		return err
-	}
-	b, err := st.begin(ctx)
-	if err != nil {
-		return err
-	}
-	b.moved, st.relocating = true, b
-	return nil
-}
-
 // begin opens a segment.
 func (st *Store) begin(ctx context.Context) (*builder, error) {
 	number, err := st.allocate(ctx)
@@ -564,7 +568,7 @@ func (st *Store) begin(ctx context.Context) (*builder, error) {
 // logInMemory: a segment of the log is open or on its way. mu is held.
 func (st *Store) logInMemory() bool {
 	for _, b := range st.inMemory {
-		if !b.moved {
+		if !b.aside {
 			return true
 		}
 	}

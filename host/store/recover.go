@@ -21,7 +21,7 @@ import (
 //     the epoch at its next superblock, and its late segment writes hit numbers that are not used;
 //  2. the checkpoint;
 //  3. the data segments written after it, in the log's order: each names its predecessor, and the
-//     first that is missing or torn ends the log;
+//     first that is missing or torn, or that refers to one that is, ends the log;
 //  4. the records from the superblock's place on that are in no segment, up to the first that is missing;
 //  5. all that was found is packed and a checkpoint written. Only then does the ring begin anew, behind
 //     where writes of the dead host may still land, and only with records of the new epoch.
@@ -166,11 +166,11 @@ func (st *Store) loadCheckpoint(ctx context.Context, s *superblock) error {
 // replaySegments applies the data segments from number first up to end that follow the checkpoint
 // in the log, and those of the cleaner among them. All others there are of no use: their numbers were taken and never completed.
 //
-// What the log refers to is there before who refers to it was written, but a segment of the cleaner may have a higher number
+// What the log refers to is there before who refers to it was written, but a segment beside it may have a higher number
 // than the open one of the log that refers to it. So those are looked for first.
 func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied int, err error) {
 	const window = 16
-	moved, err := st.findMoved(ctx, first, end)
+	moved, err := st.findAside(ctx, first, end)
 	if err != nil {
 		return 0, err
 	}
@@ -191,7 +191,7 @@ func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied
 		}
 		for i, f := range found {
 			n := first + uint32(i)
-			if f == nil || f.t.kind != kindMoved && f.t.prev != st.lastSegment {
+			if f == nil || f.t.kind != kindAside && (f.t.prev != st.lastSegment || !st.refersToWhole(n, f)) {
 				st.condemned = append(st.condemned, n)
 				continue
 			}
@@ -200,11 +200,11 @@ func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied
 			}
 			applied++
 			st.counters.replayedSegments++
-			if f.t.kind == kindMoved {
-				st.counters.replayedMoved++
+			if f.t.kind == kindAside {
+				st.counters.replayedAside++
 			}
 			delete(moved, n)
-			if f.t.kind != kindMoved {
+			if f.t.kind != kindAside {
 				st.lastSegment, st.packed, st.sealedTo = n, f.t.cover, f.t.cover
 			}
 		}
@@ -212,8 +212,8 @@ func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied
 	return applied, nil
 }
 
-// findMoved returns the whole segments of the cleaner from number first up to end, which exist from then on.
-func (st *Store) findMoved(ctx context.Context, first, end uint32) (map[uint32]*found, error) {
+// findAside returns the whole segments beside the log from number first up to end, which exist from then on.
+func (st *Store) findAside(ctx context.Context, first, end uint32) (map[uint32]*found, error) {
 	var mu sync.Mutex
 	moved := map[uint32]*found{}
 	g, ctx := errgroup.WithContext(ctx)
@@ -222,13 +222,13 @@ func (st *Store) findMoved(ctx context.Context, first, end uint32) (map[uint32]*
 		g.Go(func() error {
 			p := make([]byte, BlockBytes)
 			if err := st.opt.Segments.ReadAt(ctx, p, int64(n+1)*SegmentBytes-BlockBytes); err != nil {
-				return fmt.Errorf("store: look for segment %d: %w", n, err)
+				return st.notFound(n, err)
 			}
-			if t, err := st.checkTrailer(n, p); err != nil || t.kind != kindMoved {
+			if t, err := st.checkTrailer(n, p); err != nil || t.kind != kindAside {
 				return nil
 			}
 			f, err := st.readFound(ctx, n)
-			if f == nil || f.t.kind != kindMoved {
+			if f == nil || f.t.kind != kindAside {
 				return err
 			}
 			mu.Lock()
@@ -253,23 +253,36 @@ type found struct {
 	log   []byte
 }
 
+// notFound says what it means that segment n, which no checkpoint knows, cannot be read: nothing, if what cannot be read is to be given up, for then it is
+// as if it had never been finished.
+func (st *Store) notFound(n uint32, err error) error {
+	switch {
+	case !errors.Is(err, target.ErrMediumRead):
+		return fmt.Errorf("store: look for segment %d: %w", n, err)
+	case st.opt.AcceptLost:
+		st.opt.Logger.Error("a segment cannot be read, and is taken for none", "segment", n, "err", err)
+		return nil
+	}
+	return fmt.Errorf("%w: segment %d, which may hold what was acknowledged last: %w", ErrJournal, n, err)
+}
+
 // readFound returns nil where segment n is not, or not whole.
 func (st *Store) readFound(ctx context.Context, n uint32) (*found, error) {
 	p := make([]byte, BlockBytes)
 	end := int64(n+1) * SegmentBytes
 	if err := st.opt.Segments.ReadAt(ctx, p, end-BlockBytes); err != nil {
-		return nil, fmt.Errorf("store: look for segment %d: %w", n, err)
+		return nil, st.notFound(n, err)
 	}
 	if t, err := st.checkTrailer(n, p); err != nil || !t.isData() {
 		return nil, nil
 	}
 	stripe := make([]byte, StripeBytes)
 	if err := st.opt.Segments.ReadAt(ctx, stripe, end-StripeBytes); err != nil {
-		return nil, fmt.Errorf("store: read segment %d: %w", n, err)
+		return nil, st.notFound(n, err)
 	}
 	t, slots, log, err := st.readTable(ctx, n)
 	if err != nil && !errors.Is(err, ErrCorrupt) {
-		return nil, err
+		return nil, st.notFound(n, err)
 	}
 	if err != nil || crc(stripe[:StripeBytes-BlockBytes]) != t.stripe {
 		return nil, nil // torn: the host stopped while it wrote this one
@@ -290,7 +303,7 @@ func (st *Store) applySegment(ctx context.Context, n uint32, f *found) error {
 	taken := map[loc]bool{}
 	err := decodeLog(n, f.slots, f.log, func(c *change) error {
 		v := st.volumes[c.vol]
-		if f.t.kind == kindMoved {
+		if f.t.kind == kindAside {
 			if c.kind != logMove {
 				return fmt.Errorf("store: segment %d: entry of kind %d between moves: %w", n, c.kind, ErrCorrupt)
 			}
@@ -312,7 +325,7 @@ func (st *Store) applySegment(ctx context.Context, n uint32, f *found) error {
 		}
 		cost, slots := 0, 0
 		switch c.kind {
-		case logStore, logRef:
+		case logStore, logRef, logPut:
 			for i, l := range c.places {
 				if err := st.lockForBlock(ctx, v, c.lba+uint64(i)); err != nil {
 					return err
@@ -322,8 +335,11 @@ func (st *Store) applySegment(ctx context.Context, n uint32, f *found) error {
 				if c.kind == logStore {
 					cost += l.len() + f.t.slotBytes()
 					slots++
-				} else {
-					cost += costRef
+					continue
+				}
+				cost += costRef
+				if c.kind == logPut {
+					st.chargeShare(st.segs[l.segment()], v, l.len()+slotBytes, 1)
 				}
 			}
 		case logMove:
@@ -394,7 +410,7 @@ func (st *Store) readAheadOf(ctx context.Context, n uint32, f *found) error {
 	most := int(min(st.maps.most()/4, 1<<16))
 	err := decodeLog(n, f.slots, f.log, func(c *change) error {
 		v := st.volumes[c.vol]
-		if v == nil || c.kind != logStore && c.kind != logRef && c.kind != logMove {
+		if v == nil || c.kind != logStore && c.kind != logRef && c.kind != logPut && c.kind != logMove {
 			return nil
 		}
 		for lba := c.lba; lba < c.lba+c.n && len(ps) < most; lba += pageEntries - lba%pageEntries {
@@ -424,6 +440,13 @@ func (st *Store) adopt(id uint32, v *Volume) {
 func (st *Store) replayJournal(ctx context.Context, s *superblock) error {
 	r := ringReader{st: st, at: s.jStart}
 	seq := s.jSeq
+	if s.jEpoch > 0 && seq > st.packed.seq+1 { // the first record of an opening has a number more than the last of those before
+		if !st.opt.AcceptLost {
+			return fmt.Errorf("%w: the segments end before record %d, and the journal begins with %d: %w", ErrJournal, st.packed.seq, seq, ErrCorrupt)
+		}
+		st.gaveUpJournal(st.packed.seq)
+		r.passed = st.ringSize // what came later is none without what is missing
+	}
 	for s.jEpoch > 0 && r.passed < st.ringSize {
 		rec, err := r.next(ctx)
 		switch {

@@ -31,7 +31,7 @@ func TestLogRefersToLaterSegment(t *testing.T) {
 	must(t, st.beginRound(ctx, []uint32{victim}))
 	c := st.cleaning
 	must(t, st.cleanSome(ctx, c, len(old)))
-	must(t, st.sealMoved(ctx))
+	must(t, st.sealAside(ctx))
 	st.mu.Lock()
 	err := st.wait(ctx, func() bool { return st.sealing == 0 })
 	st.mu.Unlock()

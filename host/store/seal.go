@@ -28,16 +28,6 @@ func (st *Store) seal(ctx context.Context) error {
 	return st.hand(ctx, b)
 }
 
-// sealMoved gives the cleaner's segment to the sealer, if there is one.
-func (st *Store) sealMoved(ctx context.Context) error {
-	b := st.relocating
-	if b == nil {
-		return nil
-	}
-	st.relocating = nil
-	return st.hand(ctx, b)
-}
-
 func (st *Store) hand(ctx context.Context, b *builder) error {
 	b.log.flush()
 	st.sinceCkpt++
@@ -80,8 +70,8 @@ func (st *Store) sealLoop() {
 
 func (st *Store) sealOne(b *builder) error {
 	kind := uint8(kindData)
-	if b.moved {
-		kind = kindMoved
+	if b.aside {
+		kind = kindAside
 	}
 	t := trailer{kind: kind, uuid: st.uuid, epoch: st.epoch, segment: b.number, prev: b.prev, cover: b.cover,
 		payload: uint32(b.fill), slots: uint32(len(b.slots)), log: uint32(len(b.log.p))}
@@ -93,7 +83,7 @@ func (st *Store) sealOne(b *builder) error {
 		return err
 	}
 	st.keepLines(b)
-	if b.moved { // what others refer to from now on is durable: the two logs have no order between them
+	if b.aside { // of what was moved, others refer from now on to what is durable
 		for i := range b.slots {
 			hint := b.slots[i].fp.fingerprint()
 			st.index.Load().Insert(&hint, dedup.Ref{Segment: b.number, Slot: uint16(i)})
@@ -102,9 +92,10 @@ func (st *Store) sealOne(b *builder) error {
 	st.mu.Lock()
 	delete(st.inMemory, b.number)
 	st.sealing--
-	if !b.moved {
-		st.sealedTo = b.cover
+	if !b.aside {
+		st.awaiting = append(st.awaiting, await{b.cover, b.needs})
 	}
+	st.reach()
 	st.counters.segmentsWritten++
 	release := st.releasable()
 	st.notify()

@@ -155,7 +155,7 @@ func (s *simSums) add(what string, n int64) {
 }
 
 var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "duplicates beside another", "overwritten before they were packed", "power cuts", "cuts in opening",
-	"segments replayed", "segments of the cleaner replayed", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found",
+	"segments replayed", "segments beside the log replayed", "blocks stored beside the log", "segments beside the log sealed in time", "segments of the log without what they refer to", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found",
 	"pages read", "pages written", "pages written again", "pages of deleted volumes read"}
 
 // take adds up what a store did that has stopped.
@@ -163,7 +163,8 @@ func (s *simulation) take(st *Store) {
 	c := &st.counters
 	for what, n := range map[string]int64{"segments written": c.segmentsWritten, "segments freed": c.segmentsFreed, "blocks moved": c.blocksMoved,
 		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "duplicates beside another": c.beside, "overwritten before they were packed": c.absorbed, "segments replayed": c.replayedSegments,
-		"segments of the cleaner replayed": c.replayedMoved, "records replayed": c.replayedRecords, "bad lines found": c.badLines,
+		"segments beside the log replayed": c.replayedAside, "blocks stored beside the log": c.aside, "segments beside the log sealed in time": c.asideInTime,
+		"segments of the log without what they refer to": c.shortSegments, "records replayed": c.replayedRecords, "bad lines found": c.badLines,
 		"pages read": c.pagesRead, "pages written": c.pagesWritten, "pages written again": c.pagesAgain, "pages of deleted volumes read": c.latePages} {
 		s.sums.add(what, n)
 	}
@@ -227,6 +228,7 @@ func simulate(t *testing.T, seed uint64, sums *simSums) {
 	if rng.IntN(2) == 0 {
 		s.opt.MapBytes = 1 + rng.Int64N(40*pageBytes) // what is little for the maps
 	}
+	s.opt.coldTimes = []float64{0.3, 1, 1, coldTimes}[rand.New(rand.NewPCG(seed, 4)).IntN(4)]
 	if seed%3 == 0 {
 		s.opt.IndexBytes = 1 << 11 // room for 256 of the contents
 	}

@@ -11,6 +11,7 @@ import (
 type counters struct {
 	duplicates, uniques int64
 	absorbed            int64 // blocks overwritten before they were packed
+	aside               int64 // of the uniques, stored beside the log
 	beside              int64 // of the duplicates, found by the table of a segment that had another
 	segmentsWritten     int64
 	segmentsFreed       int64
@@ -20,8 +21,9 @@ type counters struct {
 	badLines, badBlocks int64
 	// Of maps. pagesAgain are written because little of their segment counted, latePages taken apart when they were read.
 	pagesRead, pagesWritten, pagesAgain, latePages int64
-	// Of the recovery. replayedMoved are segments of the cleaner.
-	replayedSegments, replayedMoved, replayedRecords int64
+	asideInTime                                    int64 // segments beside the log that were sealed as they were, for the journal's sake
+	// Of the recovery. replayedAside are segments beside the log; shortSegments of the log were durable, and something that they refer to not.
+	replayedSegments, replayedAside, replayedRecords, shortSegments int64
 }
 
 // Stats are figures of the store: what it holds now, and what happened since it was opened.

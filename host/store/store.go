@@ -41,7 +41,8 @@ var (
 	ErrHasSnapshots = errors.New("store: volume has snapshots")
 	// ErrMap: a page of a volume's map cannot be read. It wraps target.ErrMediumRead; see Options.AcceptLost.
 	ErrMap = errors.New("store: a page of a volume's map is not readable")
-	// ErrJournal: a piece of the journal cannot be read that may hold acknowledged writes. It wraps target.ErrMediumRead; see Options.AcceptLost.
+	// ErrJournal: a piece of the journal cannot be read that may hold acknowledged writes, or a segment that no checkpoint knows yet. It wraps
+	// target.ErrMediumRead, or ErrCorrupt where the journal no more has what was in a segment that is damaged; see Options.AcceptLost.
 	ErrJournal = errors.New("store: a piece of the journal is not readable")
 	// ErrNoClone: only a clone of a snapshot that is there can be promoted.
 	ErrNoClone = errors.New("store: not a clone of a snapshot that exists")
@@ -84,6 +85,8 @@ type Options struct {
 	// Now is the time that snapshots get; nil: the machine's.
 	Now    func() time.Time
 	Logger *slog.Logger
+
+	coldTimes float64 // zero: coldTimes
 }
 
 const (
@@ -136,6 +139,9 @@ func (o *Options) complete() error {
 	}
 	if o.PackDelay == 0 {
 		o.PackDelay = 2 * time.Second
+	}
+	if o.coldTimes == 0 {
+		o.coldTimes = coldTimes
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -198,6 +204,7 @@ type Store struct {
 	zeroRanges int
 	packed     position // everything before is in the map
 	sealedTo   position // everything before is in durable segments
+	awaiting   []await  // segments of the log behind it, in order: durable, but one of them refers to something that is not yet
 
 	// Segments.
 	segs         map[uint32]*segment
@@ -234,8 +241,9 @@ type Store struct {
 	ckptFirst   uint32
 	condemned   []uint32 // to free once the next superblock is durable
 	pass        uint64   // over all maps
-	relocating  *builder // what the cleaner moves
+	aside       *builder // open segment beside the log
 	clock       float64  // blocks packed since the opening
+	age         meanAge  // of blocks that are overwritten
 	sinceLook   int      // steps since the cleaner looked around
 	cleanAfter  uint32   // no cleaning for tidiness, or after a round that gained nothing, before this segment number
 	breaths     int      // of breathe,

@@ -26,7 +26,7 @@ type superblock struct {
 
 const (
 	superMagic   = "LEDGESB1"
-	superVersion = 4 // 1 had no snapshots, 2 whole maps in its checkpoints, 3 CRC-32C in its records; all are read, and an older program refuses what this one has opened
+	superVersion = 5 // 1 had no snapshots, 2 whole maps in its checkpoints, 3 CRC-32C in its records, 4 all that is written in the log's own segments; all are read, and an older program refuses what this one has opened
 )
 
 func (s *superblock) encode() []byte {
