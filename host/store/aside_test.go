@@ -56,13 +56,15 @@ func TestAside(t *testing.T) {
 			t.Fatalf("full %v: %d blocks beside the log, durable: %v, released: %v", full, aside, durable, reached)
 		}
 		st.stop() // as kill -9 does
-
 		st = open(t, o)
 		c := st.counters
 		if c.replayedRecords == 0 || full != (c.replayedSegments > 0) {
 			t.Errorf("full %v: %d segments and %d records replayed", full, c.replayedSegments, c.replayedRecords)
 		}
 		v = volume(t, st, "a")
+		if s := st.segs[open0]; full && (s == nil || len(s.shares) != 1 || int64(s.shares[0].slots) != s.live) {
+			t.Errorf("the segment beside the log is %+v", s)
+		}
 		wantBlocks(t, v, 0, data)
 		wantBlocks(t, v, 1<<16, more)
 		wantBlocks(t, v, 1<<17, data[:first*BlockBytes])
