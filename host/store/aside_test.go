@@ -159,3 +159,38 @@ func TestLostSegment(t *testing.T) {
 		}
 	}
 }
+
+// What needs no segment does not release the journal for segments of the log that still wait for one beside it.
+func TestAsideAbsorbed(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	sh.journal.size = 64 * SegmentBytes
+	o, st, v, data := asideStore(t, sh, 64)
+	before := st.sealedTo
+	p := noise(2, 8)
+	copy(data, p)
+	must(t, v.Write(ctx, 0, p))
+	must(t, st.Sync(ctx))
+	st.mu.Lock()
+	st.recovering = true // the packer rests, and the test seals the open segment, as it does when the journal is half full
+	st.mu.Unlock()
+	must(t, st.sealOpen(ctx))
+	st.mu.Lock()
+	must(t, st.wait(ctx, func() bool { return st.sealing == 0 }))
+	st.recovering, st.opt.PackDelay = false, time.Hour
+	st.mu.Unlock()
+	for i := range uint64(2) { // the second makes the first needless
+		must(t, v.Write(ctx, 100, noise(3+i, 1)))
+	}
+	must(t, st.Sync(ctx))
+	st.mu.Lock()
+	absorbed, released := st.counters.absorbed, before.less(st.sealedTo)
+	st.mu.Unlock()
+	if absorbed == 0 || released {
+		t.Errorf("%d blocks absorbed; released: %v", absorbed, released)
+	}
+	must(t, st.releaseJournal(ctx))
+	st.stop()
+	st = open(t, o)
+	wantBlocks(t, volume(t, st, "a"), 0, data)
+	must(t, st.Close(ctx))
+}
