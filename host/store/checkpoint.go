@@ -15,6 +15,8 @@ import (
 // exists when the superblock names it. It is written at the end of a data segment that is durable,
 // so that recovery goes on with the segments after it.
 //
+// The items are written twice, the second time in the segments behind the first: the shelf may lose a piece of either.
+//
 // Before the items it writes the pages of maps that have changed (paging.go), in segments of the same kind; the items begin behind
 // the last page. A segment with pages stays for as long as one of them counts, whatever becomes of the items.
 //
@@ -219,9 +221,19 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	if err := w.flush(); err != nil {
 		return err
 	}
+	again := &checkpointWriter{st: st, ctx: ctx, id: w.id, buf: w.buf}
+	if err := st.encodeState(again, free); err != nil {
+		return err
+	}
+	if err := again.flush(); err != nil {
+		return err
+	}
+	if again.first != w.first+w.count {
+		return fmt.Errorf("store: the copy of checkpoint segments %d+%d begins at %d", w.first, w.count, again.first)
+	}
 	var tail uint64
 	err = st.writeSuper(ctx, func(s *superblock) {
-		s.ckptID, s.ckptFrom, s.ckptSegs = w.id, w.first, w.count
+		s.ckptID, s.ckptFrom, s.ckptSegs, s.ckptCopy = w.id, w.first, w.count, again.count
 		tail = st.journalStart(s)
 	})
 	if err != nil {
@@ -229,7 +241,7 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	}
 	st.sinceCkpt = 0
 	st.mu.Lock()
-	st.ckptID, st.ckptFirst, st.ckptItems = w.id, w.first, int(w.count)
+	st.ckptID, st.ckptFirst, st.ckptItems, st.ckptCopies = w.id, w.first, int(w.count), int(again.count)
 	st.countHomes()
 	st.counters.checkpoints++
 	st.mu.Unlock()
@@ -238,7 +250,7 @@ func (st *Store) writeCheckpoint(ctx context.Context) error {
 	if err := st.free(ctx, free); err != nil {
 		return err
 	}
-	st.opt.Logger.Debug("checkpoint", "id", w.id, "bytes", w.bytes, "freed", len(free), "took", time.Since(began))
+	st.opt.Logger.Debug("checkpoint", "id", w.id, "bytes", w.bytes+again.bytes, "freed", len(free), "took", time.Since(began))
 	return nil
 }
 
@@ -252,7 +264,7 @@ func (st *Store) emptyHomes() (free []uint32) {
 			free = append(free, n)
 		}
 	}
-	for i := range uint32(st.ckptItems) {
+	for i := range uint32(st.ckptItems + st.ckptCopies) {
 		if n := st.ckptFirst + i; st.maps.homes[n] == nil && !slices.Contains(free, n) {
 			free = append(free, n)
 		}
@@ -262,7 +274,8 @@ func (st *Store) emptyHomes() (free []uint32) {
 
 // countHomes counts the segments of checkpoints that exist. mu is held.
 func (st *Store) countHomes() {
-	st.ckptSegments, st.ckptBytes = st.ckptItems, int64(st.ckptItems)*BlockBytes
+	st.ckptSegments = st.ckptItems + st.ckptCopies
+	st.ckptBytes = int64(st.ckptSegments) * BlockBytes
 	for n, h := range st.maps.homes {
 		st.ckptBytes += h.live
 		if n-st.ckptFirst >= uint32(st.ckptItems) {
@@ -272,7 +285,7 @@ func (st *Store) countHomes() {
 }
 
 // ckptCost is about how many segments a checkpoint would write now. mu is held, at least for reading.
-func (st *Store) ckptCost() int { return st.changedMaps() + max(st.ckptItems, 1) }
+func (st *Store) ckptCost() int { return st.changedMaps() + max(2*st.ckptItems-1, 1) }
 
 // changedMaps is how many segments the pages take that have changed. mu is held, at least for reading.
 func (st *Store) changedMaps() int {

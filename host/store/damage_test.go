@@ -89,12 +89,58 @@ func TestDamage(t *testing.T) {
 	must(t, sh.segments.ReadAt(ctx, trail, first+trailerOffset))
 	tr, err := decodeTrailer(trail)
 	must(t, err)
-	flip := func(at int64) { sh.segments.pages[at/BlockBytes*BlockBytes][at%BlockBytes] ^= 1 }
+	flip := func(at int64) { // in a copy: what is saved shares the others
+		p := bytes.Clone(sh.segments.pages[at/BlockBytes*BlockBytes])
+		p[at%BlockBytes] ^= 1
+		sh.segments.pages[at/BlockBytes*BlockBytes] = p
+	}
+	if st.ckptItems != 1 || st.ckptCopies != 1 {
+		t.Fatalf("%d segments of the checkpoint, %d of its copy", st.ckptItems, st.ckptCopies)
+	}
+	saved := sh.save()
+	for _, first := range []int64{first, first + SegmentBytes} { // either copy will do
+		items := first
+		if items == int64(st.ckptFirst)*SegmentBytes {
+			items += int64(tr.items)
+		}
+		for i := range 3 {
+			sh.restore(saved)
+			switch i {
+			case 0:
+				flip(items + 5)
+			case 1:
+				flip(first + trailerOffset + 50)
+			case 2:
+				sh.segments.bad = func(off int64) bool { return off == items/BlockBytes*BlockBytes }
+			}
+			again := open(t, o)
+			want := int64(0)
+			if first == int64(st.ckptFirst)*SegmentBytes {
+				want = 1
+			}
+			if again.counters.copiesRead != want {
+				t.Errorf("damage %d to the checkpoint in segment %d: %d copies read", i, first/SegmentBytes, again.counters.copiesRead)
+			}
+			if i < 2 { // what cannot be read may be data, too
+				wantBlocks(t, volume(t, again, "a"), 0, data)
+			}
+			checkpoints := again.counters.checkpoints
+			again.stop()
+			sh.segments.bad = nil
+			if again = open(t, o); checkpoints != want || again.counters.copiesRead != 0 && want == 1 {
+				t.Errorf("damage %d to the checkpoint in segment %d is left as it was", i, first/SegmentBytes)
+			}
+			wantBlocks(t, volume(t, again, "a"), 0, data)
+			again.stop()
+		}
+	}
+	sh.restore(saved)
 	flip(first + int64(tr.items) + 5)
+	flip(first + SegmentBytes + 5)
 	if _, err := Open(ctx, o); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("damaged checkpoint: %v", err)
 	}
-	flip(first + int64(tr.items) + 5)
+	sh.restore(saved)
 
 	// Damage to a page is an error for its blocks and for no others, and nothing is lost where it heals.
 	st = open(t, o)
@@ -110,12 +156,58 @@ func TestDamage(t *testing.T) {
 	flip(int64(at.segment())*SegmentBytes + int64(at.off()+at.len()/2))
 	wantBlocks(t, v, 0, data)
 	must(t, st.Close(ctx))
-	for i := range 2 { // either superblock will do
-		sh.journal.pages[int64(i)*BlockBytes][100] ^= 1
+	for i := range int64(2) { // either superblock will do
+		sh.journal.pages[i*BlockBytes][100] ^= 1
 		st = open(t, o)
 		wantBlocks(t, volume(t, st, "a"), 0, data)
 		must(t, st.Close(ctx))
+		sh.journal.bad = func(off int64) bool { return off == i*BlockBytes }
+		st = open(t, o)
+		wantBlocks(t, volume(t, st, "a"), 0, data)
+		must(t, st.Close(ctx))
+		sh.journal.bad = nil
 	}
+}
+
+// Where the shelf has lost the stripe with both superblocks, the third counts; where there is something else instead of them it does not.
+func TestThirdSuperblock(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	o := sh.options()
+	st := open(t, o)
+	_, err := st.CreateVolume(ctx, "a", 1<<30)
+	must(t, err)
+	must(t, volume(t, st, "a").Write(ctx, 0, text(1, 100)))
+	sh.journal.bad = func(off int64) bool { return off < ringOffset }
+	must(t, volume(t, st, "a").Write(ctx, 100, text(2, 100)))
+	must(t, st.Checkpoint(ctx)) // it looks whether the store is its own still
+	st.stop()
+	st = open(t, o)
+	wantBlocks(t, volume(t, st, "a"), 0, append(text(1, 100), text(2, 100)...))
+	must(t, volume(t, st, "a").Write(ctx, 200, text(3, 100)))
+	must(t, st.Close(ctx))
+	other := open(t, o) // of another host
+	if err := volume(t, other, "a").Write(ctx, 300, text(4, 1)); err != nil {
+		t.Fatal(err)
+	}
+	must(t, other.Close(ctx))
+	sh.journal.bad = nil
+	saved := sh.save()
+	for i := range int64(2) {
+		sh.journal.pages[i*BlockBytes] = noise(1, 1)
+	}
+	if _, err := Open(ctx, o); !errors.Is(err, ErrForeign) {
+		t.Errorf("something else where the superblocks were: %v", err)
+	}
+	sh.restore(saved)
+	sh.journal.bad = func(off int64) bool { return off < ringOffset }
+	sh.journal.pages[thirdSuper(sh.journal)] = noise(1, 1)
+	if _, err := Open(ctx, o); !errors.Is(err, ErrForeign) || !errors.Is(err, target.ErrMediumRead) {
+		t.Errorf("no superblock at all: %v", err)
+	}
+	sh.restore(saved)
+	st = open(t, o)
+	wantBlocks(t, volume(t, st, "a"), 200, append(text(3, 100), text(4, 1)...))
+	must(t, st.Close(ctx))
 }
 
 // A page that cannot be read, for good, stops who must change it, keeps its volume from nothing else, and no other volume

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -203,4 +204,14 @@ func open(t testing.TB, o Options) *Store {
 		t.Fatal(err)
 	}
 	return st
+}
+
+// save and restore keep what is on both LUNs; blocks are replaced and never changed. Nothing else may be using them.
+func (s *shelf) save() [3]any {
+	return [3]any{maps.Clone(s.journal.pages), maps.Clone(s.segments.pages), maps.Clone(s.segments.freed)}
+}
+
+func (s *shelf) restore(saved [3]any) {
+	s.journal.pages, s.segments.pages, s.segments.freed = maps.Clone(saved[0].(map[int64][]byte)), maps.Clone(saved[1].(map[int64][]byte)), maps.Clone(saved[2].(map[int64]bool))
+	s.journal.bad, s.segments.bad = nil, nil
 }

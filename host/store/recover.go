@@ -46,7 +46,8 @@ func (st *Store) recover(ctx context.Context) error {
 		}
 	}
 	loaded := time.Now()
-	applied, err := st.replaySegments(ctx, max(old.ckptFrom+old.ckptSegs, 1), old.reserved)
+	behind := max(old.ckptFrom+old.ckptSegs+old.ckptCopy, 1) // the checkpoint
+	applied, err := st.replaySegments(ctx, behind, old.reserved)
 	if err != nil {
 		return err
 	}
@@ -59,7 +60,7 @@ func (st *Store) recover(ctx context.Context) error {
 	replayed := applied > 0 || len(st.queue) > 0 // asked before the packer takes from the queue
 	st.wg.Go(st.packLoop)
 	st.wg.Go(st.sealLoop)
-	if replayed || len(st.givenUp) > 0 {
+	if replayed || len(st.givenUp) > 0 || st.counters.copiesRead > 0 {
 		err = st.checkpoint(ctx, false)
 	} else {
 		if err = st.writeSuper(ctx, func(s *superblock) { st.journalStart(s) }); err == nil {
@@ -76,44 +77,27 @@ func (st *Store) recover(ctx context.Context) error {
 	st.wg.Go(st.journalLoop)
 	st.wg.Go(st.warmIndex)
 	st.opt.Logger.Debug("recovered", "checkpoint", loaded.Sub(began), "segments", segments.Sub(loaded), "applied", applied, "journal", journal.Sub(segments), "records", records,
-		"packed", time.Since(journal), "looked", old.reserved-max(old.ckptFrom+old.ckptSegs, 1))
+		"packed", time.Since(journal), "looked", old.reserved-behind)
 	return nil
 }
 
 // loadCheckpoint makes the checkpoint that the superblock names the state.
 func (st *Store) loadCheckpoint(ctx context.Context, s *superblock) error {
-	got := state{nextVol: 1, volumes: st.volumes, segs: st.segs}
-	buf := make([]byte, SegmentBytes)
-	for i := range s.ckptSegs {
-		n := s.ckptFrom + i
-		if err := st.opt.Segments.ReadAt(ctx, buf[trailerOffset:], int64(n)*SegmentBytes+trailerOffset); err != nil {
-			return fmt.Errorf("store: read checkpoint segment %d: %w", n, err)
-		}
-		t, err := st.checkTrailer(n, buf[trailerOffset:])
-		if err != nil {
-			return err
-		}
-		if t.kind != kindCheckpoint || t.ckptID != s.ckptID || t.index != i {
-			return fmt.Errorf("store: segment %d is not part %d of checkpoint %d: %w", n, i, s.ckptID, ErrCorrupt)
-		}
-		if from := int(t.items) / BlockBytes * BlockBytes; t.payload > t.items { // its pages are read when they are wanted
-			p := buf[from:roundUp(int(t.payload), BlockBytes)]
-			if err := st.opt.Segments.ReadAt(ctx, p, int64(n)*SegmentBytes+int64(from)); err != nil {
-				return fmt.Errorf("store: read checkpoint segment %d: %w", n, err)
-			}
-		}
-		if crc(buf[t.items:t.payload]) != t.content {
-			return fmt.Errorf("store: content of checkpoint segment %d: %w", n, ErrCorrupt)
-		}
-		if err := got.decodeItems(buf[t.items:t.payload]); err != nil {
-			return fmt.Errorf("store: checkpoint segment %d: %w", n, err)
+	got, err := st.readItems(ctx, s, s.ckptFrom, s.ckptSegs)
+	if s.ckptCopy > 0 && (errors.Is(err, ErrCorrupt) || errors.Is(err, target.ErrMediumRead)) {
+		st.opt.Logger.Error("the checkpoint cannot be read; taking its second copy", "err", err)
+		again, bad := st.readItems(ctx, s, s.ckptFrom+s.ckptSegs, s.ckptCopy)
+		if bad == nil {
+			got, err = again, nil
+			st.counters.copiesRead++
 		}
 	}
-	if s.ckptSegs > 0 && !got.end {
-		return fmt.Errorf("store: checkpoint %d has no end: %w", s.ckptID, ErrCorrupt)
+	if err != nil {
+		return err
 	}
+	st.volumes, st.segs = got.volumes, got.segs
 	st.nextVol, st.lastSegment, st.packed, st.sealedTo, st.condemned = got.nextVol, got.lastSegment, got.cover, got.cover, got.free
-	st.ckptID, st.ckptFirst, st.ckptItems = s.ckptID, s.ckptFrom, int(s.ckptSegs)
+	st.ckptID, st.ckptFirst, st.ckptItems, st.ckptCopies = s.ckptID, s.ckptFrom, int(s.ckptSegs), int(s.ckptCopy)
 	for _, id := range slices.Sorted(maps.Keys(got.dying)) {
 		st.dying = append(st.dying, got.dying[id])
 	}
@@ -163,8 +147,43 @@ func (st *Store) loadCheckpoint(ctx context.Context, s *superblock) error {
 	return nil
 }
 
+// readItems reads what the segments from number from on say of the checkpoint.
+func (st *Store) readItems(ctx context.Context, s *superblock, from, segments uint32) (got state, err error) {
+	got = state{nextVol: 1, volumes: map[uint32]*Volume{}, segs: map[uint32]*segment{}}
+	buf := make([]byte, SegmentBytes)
+	for i := range segments {
+		n := from + i
+		if err := st.opt.Segments.ReadAt(ctx, buf[trailerOffset:], int64(n)*SegmentBytes+trailerOffset); err != nil {
+			return got, fmt.Errorf("store: read checkpoint segment %d: %w", n, err)
+		}
+		t, err := st.checkTrailer(n, buf[trailerOffset:])
+		if err != nil {
+			return got, err
+		}
+		if t.kind != kindCheckpoint || t.ckptID != s.ckptID || t.index != i {
+			return got, fmt.Errorf("store: segment %d is not part %d of checkpoint %d: %w", n, i, s.ckptID, ErrCorrupt)
+		}
+		if from := int(t.items) / BlockBytes * BlockBytes; t.payload > t.items { // its pages are read when they are wanted
+			p := buf[from:roundUp(int(t.payload), BlockBytes)]
+			if err := st.opt.Segments.ReadAt(ctx, p, int64(n)*SegmentBytes+int64(from)); err != nil {
+				return got, fmt.Errorf("store: read checkpoint segment %d: %w", n, err)
+			}
+		}
+		if crc(buf[t.items:t.payload]) != t.content {
+			return got, fmt.Errorf("store: content of checkpoint segment %d: %w", n, ErrCorrupt)
+		}
+		if err := got.decodeItems(buf[t.items:t.payload]); err != nil {
+			return got, fmt.Errorf("store: checkpoint segment %d: %w", n, err)
+		}
+	}
+	if s.ckptSegs > 0 && !got.end {
+		return got, fmt.Errorf("store: checkpoint %d has no end: %w", s.ckptID, ErrCorrupt)
+	}
+	return got, nil
+}
+
 // replaySegments applies the data segments from number first up to end that follow the checkpoint
-// in the log, and those of the cleaner among them. All others there are of no use: their numbers were taken and never completed.
+// in the log, and those beside it. All others there are of no use: their numbers were taken and never completed.
 //
 // What the log refers to is there before who refers to it was written, but a segment beside it may have a higher number
 // than the open one of the log that refers to it. So those are looked for first.

@@ -43,6 +43,9 @@ type simulation struct {
 	// doubt finds out what a cut left open.
 	doubt func(st *Store)
 	sums  *simSums
+	// Of which checkpoint one copy was damaged, and which.
+	damaged uint64
+	second  bool
 }
 
 // modelVolume is what may be read: of each block the last acknowledged content, or one of those
@@ -155,7 +158,7 @@ func (s *simSums) add(what string, n int64) {
 }
 
 var simMust = []string{"segments written", "segments freed", "blocks moved", "checkpoints", "duplicates", "duplicates beside another", "overwritten before they were packed", "power cuts", "cuts in opening",
-	"segments replayed", "segments beside the log replayed", "blocks stored beside the log", "segments beside the log sealed in time", "segments of the log without what they refer to", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found",
+	"segments replayed", "segments beside the log replayed", "blocks stored beside the log", "segments beside the log sealed in time", "checkpoints read from their second copy", "segments of the log without what they refer to", "records replayed", "no space", "lines from the cache", "lies of the cache", "bad lines found",
 	"pages read", "pages written", "pages written again", "pages of deleted volumes read"}
 
 // take adds up what a store did that has stopped.
@@ -164,7 +167,7 @@ func (s *simulation) take(st *Store) {
 	for what, n := range map[string]int64{"segments written": c.segmentsWritten, "segments freed": c.segmentsFreed, "blocks moved": c.blocksMoved,
 		"checkpoints": c.checkpoints, "duplicates": c.duplicates, "duplicates beside another": c.beside, "overwritten before they were packed": c.absorbed, "segments replayed": c.replayedSegments,
 		"segments beside the log replayed": c.replayedAside, "blocks stored beside the log": c.aside, "segments beside the log sealed in time": c.asideInTime,
-		"segments of the log without what they refer to": c.shortSegments, "records replayed": c.replayedRecords, "bad lines found": c.badLines,
+		"checkpoints read from their second copy": c.copiesRead, "segments of the log without what they refer to": c.shortSegments, "records replayed": c.replayedRecords, "bad lines found": c.badLines,
 		"pages read": c.pagesRead, "pages written": c.pagesWritten, "pages written again": c.pagesAgain, "pages of deleted volumes read": c.latePages} {
 		s.sums.add(what, n)
 	}
@@ -243,6 +246,7 @@ func simulate(t *testing.T, seed uint64, sums *simSums) {
 			cutAt = 0
 		}
 		s.sh.repower(cutAt)
+		s.damage(rand.New(rand.NewPCG(seed, 5+uint64(life))))
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		st, err := Open(ctx, s.opt)
 		if err == nil {
@@ -272,6 +276,31 @@ func simulate(t *testing.T, seed uint64, sums *simSums) {
 	s.compare(t.Context(), st)
 	checkCounts(t, st)
 	must(t, st.Close(t.Context()))
+}
+
+// damage turns a bit over in one of the two copies of the checkpoint, in every third opening.
+func (s *simulation) damage(rng *rand.Rand) {
+	super, blank, err := readSuper(s.t.Context(), s.sh.journal)
+	must(s.t, err)
+	if blank || super.ckptCopy == 0 || rng.IntN(3) > 0 {
+		return
+	}
+	second := rng.IntN(2) == 0
+	if s.damaged == super.ckptID && s.second != second {
+		return
+	}
+	s.damaged, s.second = super.ckptID, second
+	n, count := super.ckptFrom, super.ckptSegs
+	if second {
+		n, count = n+count, super.ckptCopy
+	}
+	at := int64(n+uint32(rng.IntN(int(count))))*SegmentBytes + trailerOffset // whatever pages there are stay whole
+	s.sh.p.mu.Lock()
+	defer s.sh.p.mu.Unlock()
+	p := bytes.Clone(s.sh.segments.pages[at])
+	p[rng.IntN(BlockBytes)] ^= 1 << rng.IntN(8)
+	s.sh.segments.pages[at] = p
+	s.sums.add("copies of a checkpoint damaged", 1)
 }
 
 func (s *simulation) cut() bool {

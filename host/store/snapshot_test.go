@@ -117,7 +117,7 @@ func TestSnapshot(t *testing.T) {
 		wantBlocks(t, volume(t, st, "c"), 0, copied)
 		must(t, st.DeleteVolume(ctx, "c"))
 		must(t, st.Checkpoint(ctx))
-		if n := sh.segments.allocated(); n > 1 {
+		if n := sh.segments.allocated(); n > 2 { // the checkpoint's own
 			t.Errorf("%d segments after everything was deleted", n)
 		}
 		checkCounts(t, st)
@@ -332,7 +332,7 @@ func TestDeleteOfMany(t *testing.T) {
 	st.mu.Unlock()
 	must(t, err)
 	must(t, st.Checkpoint(ctx))
-	if s := st.Stats(); s.MapBytes != 0 || s.Segments > 1 {
+	if s := st.Stats(); s.MapBytes != 0 || s.Segments > 2 {
 		t.Errorf("%+v", s)
 	}
 	must(t, st.Close(ctx))

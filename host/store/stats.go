@@ -22,6 +22,7 @@ type counters struct {
 	// Of maps. pagesAgain are written because little of their segment counted, latePages taken apart when they were read.
 	pagesRead, pagesWritten, pagesAgain, latePages int64
 	asideInTime                                    int64 // segments beside the log that were sealed as they were, for the journal's sake
+	copiesRead                                     int64 // checkpoints whose first copy could not be
 	// Of the recovery. replayedAside are segments beside the log; shortSegments of the log were durable, and something that they refer to not.
 	replayedSegments, replayedAside, replayedRecords, shortSegments int64
 }

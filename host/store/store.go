@@ -221,7 +221,8 @@ type Store struct {
 	corpse       *blockMap   // of them, the one that pages are added to,
 	corpses      uint64      // and how many were
 	ckptSegments int         // of checkpoints: with the items of the one that counts, or with pages that do
-	ckptItems    int         // with items
+	ckptItems    int         // with items,
+	ckptCopies   int         // and with their second copy
 	ckptBytes    int64
 	needed       *checkpointCall // wanted checkpoint
 	counters     counters
@@ -325,7 +326,7 @@ func Open(ctx context.Context, opt Options) (*Store, error) {
 
 // format writes the first superblocks.
 func (st *Store) format(ctx context.Context) (superblock, error) {
-	s := superblock{reserved: 1, jSeq: 1, seq: 1, ringSize: uint64(st.opt.Journal.Size()-ringOffset) / BlockBytes * BlockBytes}
+	s := superblock{reserved: 1, jSeq: 1, seq: 1, ringSize: ringBytes(st.opt.Journal)}
 	rand.Read(s.uuid[:])
 	s.uuid[6], s.uuid[8] = s.uuid[6]&0x0f|0x40, s.uuid[8]&0x3f|0x80 // RFC 9562, version 4
 	if st.opt.UUID != [16]byte{} {

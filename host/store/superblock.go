@@ -2,13 +2,19 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ledge-storage/ledge/target"
 )
 
 // superblock is the root of everything: which checkpoint, and where the journal begins. Two
 // copies at 0 and 4096 of the journal LUN; the valid one with the higher seq counts. A change
 // writes the older copy first and then the other, so that losing either loses nothing, and
-// space that only an older superblock knew of is reused only when both copies are new.
+// space that only an older superblock knew of is reused only when both copies are new. With the second it writes a third,
+// in the LUN's last block, if the ring leaves it: it counts where neither of the others can be read, as when the shelf has lost the stripe that they lie in.
 type superblock struct {
 	uuid     [16]byte
 	key      [32]byte // of the fingerprints
@@ -22,6 +28,7 @@ type superblock struct {
 	ckptSegs uint32 // segments of the checkpoint, consecutive numbers
 	ckptID   uint64
 	ckptFrom uint32 // its first segment
+	ckptCopy uint32 // segments of its second copy, behind the first
 }
 
 const (
@@ -45,6 +52,7 @@ func (s *superblock) encode() []byte {
 	le.PutUint32(p[116:], s.ckptSegs)
 	le.PutUint64(p[120:], s.ckptID)
 	le.PutUint32(p[128:], s.ckptFrom)
+	le.PutUint32(p[132:], s.ckptCopy)
 	le.PutUint32(p[8:], crc(p[12:]))
 	return p
 }
@@ -69,9 +77,10 @@ func decodeSuperblock(p []byte) (superblock, error) {
 	s.ckptSegs = le.Uint32(p[116:])
 	s.ckptID = le.Uint64(p[120:])
 	s.ckptFrom = le.Uint32(p[128:])
-	if !isZero(p[132:]) || s.ringSize%BlockBytes != 0 || s.jStart%BlockBytes != 0 || s.jStart >= s.ringSize ||
-		s.reserved == 0 || s.reserved > maxSegments || uint64(s.ckptFrom)+uint64(s.ckptSegs) > uint64(s.reserved) ||
-		s.ckptSegs > 0 && s.ckptFrom == 0 || s.jEpoch > s.epoch {
+	s.ckptCopy = le.Uint32(p[132:])
+	if !isZero(p[136:]) || s.ringSize%BlockBytes != 0 || s.jStart%BlockBytes != 0 || s.jStart >= s.ringSize ||
+		s.reserved == 0 || s.reserved > maxSegments || uint64(s.ckptFrom)+uint64(s.ckptSegs)+uint64(s.ckptCopy) > uint64(s.reserved) ||
+		s.ckptCopy > 0 && s.ckptSegs == 0 || s.ckptSegs > 0 && s.ckptFrom == 0 || s.jEpoch > s.epoch {
 		return s, fmt.Errorf("superblock fields: %w", ErrCorrupt)
 	}
 	return s, nil
@@ -80,14 +89,28 @@ func decodeSuperblock(p []byte) (superblock, error) {
 // readSuper returns the superblock that counts. blank: neither copy was ever written.
 func readSuper(ctx context.Context, dev Device) (best superblock, blank bool, err error) {
 	p := make([]byte, ringOffset)
-	if err := dev.ReadAt(ctx, p, 0); err != nil {
+	err = dev.ReadAt(ctx, p, 0)
+	blank = err == nil && isZero(p)
+	copyAt := func(off int64) (s superblock, err error) {
+		b := p[:BlockBytes]
+		if err := dev.ReadAt(ctx, b, off); err != nil {
+			return s, fmt.Errorf("store: read superblock at %d: %w", off, err)
+		}
+		return decodeSuperblock(b)
+	}
+	switch {
+	case blank:
+		return best, true, nil
+	case err != nil && !errors.Is(err, target.ErrMediumRead):
 		return best, false, fmt.Errorf("store: read superblocks: %w", err)
 	}
-	if isZero(p) {
-		return best, true, nil
+	a, errA := copyAt(0)
+	b, errB := copyAt(BlockBytes)
+	for _, err := range []error{errA, errB} { // an error that may go away says nothing about which of them counts
+		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) && !errors.Is(err, target.ErrMediumRead) {
+			return best, false, err
+		}
 	}
-	a, errA := decodeSuperblock(p[:BlockBytes])
-	b, errB := decodeSuperblock(p[BlockBytes : 2*BlockBytes])
 	switch {
 	case errA == nil && errB == nil && a.uuid != b.uuid:
 		return best, false, fmt.Errorf("store: superblocks of two stores: %w", ErrForeign)
@@ -95,9 +118,18 @@ func readSuper(ctx context.Context, dev Device) (best superblock, blank bool, er
 		return a, false, nil
 	case errB == nil:
 		return b, false, nil
+	case errors.Is(errA, target.ErrMediumRead) && errors.Is(errB, target.ErrMediumRead): // what can be read and is none may be another's
+		if c, err := copyAt(thirdSuper(dev)); err == nil {
+			return c, false, nil
+		}
 	}
-	return best, false, fmt.Errorf("store: the journal LUN holds no superblock and is not blank (%v): %w", errA, ErrForeign)
+	return best, false, fmt.Errorf("store: the journal LUN holds no superblock and is not blank (%w): %w", errA, ErrForeign)
 }
+
+// thirdSuper is where the third copy lies, if the ring ends before.
+func thirdSuper(dev Device) int64 { return dev.Size()/BlockBytes*BlockBytes - BlockBytes }
+
+func ringBytes(dev Device) uint64 { return uint64(thirdSuper(dev) - ringOffset) }
 
 // writeSuper changes the superblock by f and returns when both copies are durable. Callers take
 // turns; each first looks whether another host has opened the store since.
@@ -117,10 +149,18 @@ func (st *Store) writeSuper(ctx context.Context, f func(*superblock)) error {
 	}
 	s := st.super
 	f(&s)
-	for range 2 {
+	for i := range 2 {
 		s.seq++
-		off := int64(s.seq%2) * BlockBytes
-		if err := st.opt.Journal.WriteAt(ctx, s.encode(), off); err != nil {
+		p := s.encode()
+		g, ctx := errgroup.WithContext(ctx)
+		write := func(off int64) {
+			g.Go(func() error { return st.opt.Journal.WriteAt(ctx, p, off) })
+		}
+		write(int64(s.seq%2) * BlockBytes)
+		if i == 1 && s.ringSize <= ringBytes(st.opt.Journal) {
+			write(thirdSuper(st.opt.Journal))
+		}
+		if err := g.Wait(); err != nil {
 			return fmt.Errorf("store: write superblock seq %d: %w", s.seq, err)
 		}
 		st.super = s
