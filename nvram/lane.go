@@ -8,6 +8,7 @@ type entry struct {
 	blocks        uint32
 	// frame is what was or will be written; a pad's is one block.
 	frameBlocks uint32
+	run         uint64 // of what a scan found
 	// rec is the record while it is in flight.
 	rec *record
 }

@@ -134,6 +134,12 @@ func Open(ctx context.Context, r Region, a Area, o Options) (*Log, error) {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("nvram: open: %w", ctx.Err())
 	}
+	zeros := AlignedBlocks(1)
+	for _, off := range found.stale {
+		if err := a.wipe(r, off, zeros); err != nil {
+			return nil, fmt.Errorf("nvram: open: %w", err)
+		}
+	}
 	sb.epoch = o.Epoch
 	sb.run++
 	sb.runLSN = found.next

@@ -1,7 +1,9 @@
 package nvram
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 )
 
 // Scan finds the records that an area holds: first each lane from its tail for as long as the lane's
@@ -15,6 +17,8 @@ type scanned struct {
 	live [lanes][]entry
 	head [lanes]Position
 	next uint64 // first LSN that is not there
+	// stale is where whole or torn records lie that are not below next, of any run: no part of the log, see Area.wipe.
+	stale []uint64
 }
 
 // window reads an area's ring ahead, more with each read: most rings hold little, and a scan of one jumps at first.
@@ -110,7 +114,7 @@ func (s *scanned) scanLane(w *window, lane int) error {
 		if h.blocks == 0 || used+n > s.sb.bytes[lane] {
 			break
 		}
-		s.live[lane] = append(s.live[lane], entry{lsn: h.lsn, off: p.Off, seq: p.Seq, blocks: h.blocks, frameBlocks: h.frameBlocks()})
+		s.live[lane] = append(s.live[lane], entry{lsn: h.lsn, off: p.Off, seq: p.Seq, blocks: h.blocks, frameBlocks: h.frameBlocks(), run: h.run})
 		used += n
 		p = Position{LSN: h.lsn + 1, Off: p.Off + n, Seq: p.Seq + 1}
 		if p.Off == s.sb.end(lane) {
@@ -153,7 +157,8 @@ func (s *super) rightRun(h *header) bool {
 	return h.epoch <= s.epoch && h.run <= s.run && (h.lsn >= s.runLSN) == (h.run == s.run)
 }
 
-// cut drops what lies above the first missing LSN, from the later tail on.
+// cut drops what lies above the first missing LSN, from the later tail on. Runs do not go back in a log: where two records claim an LSN, or one is of
+// an earlier run than the one before it, the earlier run's is a stale one (areas from before 2026-11-28 may have such; see Area.wipe).
 func (s *scanned) cut() {
 	var at [lanes]int
 	base := s.sb.maxTail()
@@ -162,12 +167,12 @@ func (s *scanned) cut() {
 			at[i]++
 		}
 	}
-	next := base
+	next, run := base, uint64(0)
 	for {
 		lane := -1
 		for i := range lanes {
-			if at[i] < len(s.live[i]) && s.live[i][at[i]].lsn == next {
-				lane = i
+			if at[i] < len(s.live[i]) && s.live[i][at[i]].lsn == next && s.live[i][at[i]].run >= run {
+				lane, run = i, s.live[i][at[i]].run
 			}
 		}
 		if lane < 0 {
@@ -186,9 +191,14 @@ func (s *scanned) cut() {
 	s.next = next
 }
 
-// sweep looks everywhere for a whole record above the end that says that the end was acknowledged.
+// sweep looks everywhere for a whole record above the end that says that the end was acknowledged, and notes all others that are there.
 func (s *scanned) sweep(w *window) error {
+	live := slices.Concat(s.live[:]...) // a host may have written what looks like a record
+	slices.SortFunc(live, func(a, b entry) int { return cmp.Compare(a.off, b.off) })
 	for off := uint64(0); off < w.size; off += BlockBytes {
+		for len(live) > 0 && live[0].off+uint64(live[0].frameBlocks)*BlockBytes <= off {
+			live = live[1:]
+		}
 		b, err := w.read(off, BlockBytes)
 		if err != nil {
 			return err
@@ -197,6 +207,9 @@ func (s *scanned) sweep(w *window) error {
 			continue
 		}
 		h, err := decodeHeader(b)
+		if err == nil && h.id == s.sb.id && h.lsn >= s.next && (len(live) == 0 || off < live[0].off) {
+			s.stale = append(s.stale, off)
+		}
 		if err != nil || h.id != s.sb.id || h.acked <= s.next || !s.sb.rightRun(&h) || off+uint64(h.frameBlocks())*BlockBytes > w.size {
 			continue
 		}
@@ -242,4 +255,12 @@ func (s *scanned) replay(r Region, a Area, fn func(lsn uint64, set Set) error) e
 			return fmt.Errorf("nvram: replay lsn %d: %w", e.lsn, err)
 		}
 	}
+}
+
+// wipe makes what lies at an offset of the ring no record.
+func (a Area) wipe(r Region, off uint64, zeros []byte) error {
+	if _, err := r.WriteAt(zeros[:BlockBytes], a.Off+superBlocks*BlockBytes+int64(off)); err != nil {
+		return fmt.Errorf("nvram: wipe a stale record at %d: %w", off, err)
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package nvram_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"sync"
@@ -198,5 +199,112 @@ func (g *grab) begin(t *testing.T, m *nvram.Mirror) (*nvram.Session, nvram.Start
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// otherLane leaves a region in which record 2, of the data lane, was never written, and record 3, of the other, was.
+func otherLane(t *testing.T) *nvramtest.Region {
+	r := newRegion(1)
+	format(t, r)
+	l := open(t, r, nvram.Options{Pipeline: 2})
+	mustAppend(t, l, set(1, 0, 1))
+	gate, held := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.Hold = func(off int64, _ int) {
+		if off == smallArea.Off+4*block {
+			once.Do(func() { close(held) })
+			<-gate
+		}
+	}
+	var appends sync.WaitGroup
+	appends.Go(func() { l.Append(t.Context(), set(2, 0, 1)) })
+	<-held
+	appends.Go(func() { l.Append(t.Context(), set(3, nvram.KindUpdate, 1)) })
+	var image []byte
+	for image == nil || bytes.Count(image, []byte("LEDGEREC")) < 2 {
+		time.Sleep(time.Millisecond)
+		image = r.Bytes()
+	}
+	close(gate)
+	appends.Wait()
+	l.Close()
+	crashed := newRegion(2)
+	crashed.Load(image)
+	return crashed
+}
+
+// The record after a torn one is whole and in the other lane, which the next run does not write to: it must not come back in any run, when what it
+// claims the place of is there, and when that was given up.
+func TestStaleRecordOfOtherLane(t *testing.T) {
+	for _, trimmed := range []bool{false, true} {
+		r := otherLane(t)
+		l := open(t, r, nvram.Options{})
+		if got, err := replayed(l); err != nil || fmt.Sprint(got) != "map[1:1]" {
+			t.Fatalf("after the crash: %v, %v", got, err)
+		}
+		for _, name := range []uint64{4, 5, 6} {
+			mustAppend(t, l, set(name, 0, 1))
+		}
+		want := "map[1:1 4:2 5:3 6:4]"
+		if trimmed {
+			l.Trim(4)
+			want = "map[6:4]"
+		}
+		l.Close()
+		for range 3 {
+			l = open(t, r, nvram.Options{})
+			if got, err := replayed(l); err != nil || fmt.Sprint(got) != want {
+				t.Errorf("in a later run, trimmed %v: %v, %v", trimmed, got, err)
+			}
+			l.Close()
+		}
+	}
+}
+
+// The same in the mirror, which has both records that the owner lost.
+func TestStaleRecordInMirror(t *testing.T) {
+	for _, runs := range []int{1, 2} { // of the owner until the standby is there again; after two the mirror begins anew
+		own, other := newRegion(1), newRegion(2)
+		format(t, own)
+		mirror := func() *nvram.Mirror {
+			m, err := nvram.OpenMirror(other, smallArea)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		m := mirror()
+		start := func(m *nvram.Mirror) *nvram.Log {
+			l := open(t, own, nvram.Options{Replicator: nvramtest.NewPartner(m), Witness: &nvramtest.Witness{}, MirrorTimeout: time.Minute})
+			for began := time.Now(); l.Stats().Mirror != nvram.MirrorInSync; time.Sleep(time.Millisecond) {
+				if time.Since(began) > 20*time.Second {
+					l.Close()
+					t.Fatalf("%d runs: never in sync: %+v", runs, l.Stats())
+				}
+			}
+			return l
+		}
+		l := start(m)
+		mustAppend(t, l, set(1, 0, 1))
+		image := own.Bytes()
+		mustAppend(t, l, set(2, 0, 1))
+		mustAppend(t, l, set(3, nvram.KindUpdate, 1))
+		l.Close()
+		own.Load(image)
+		for range runs - 1 {
+			open(t, own, nvram.Options{}).Close()
+		}
+		l = start(m)
+		for _, name := range []uint64{4, 5} {
+			mustAppend(t, l, set(name, 0, 1))
+		}
+		l.Close()
+		for range 3 {
+			start(m).Close()
+			m = mirror()
+			if got, err := replayed(m); err != nil || fmt.Sprint(got) != "map[1:1 4:2 5:3]" {
+				t.Errorf("%d runs: %v, %v", runs, got, err)
+			}
+		}
 	}
 }

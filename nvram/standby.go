@@ -180,6 +180,38 @@ func (m *Mirror) Begin(st Start) error {
 	}
 	m.used, m.damage = true, nil
 	m.head, m.next = st.Head, st.Resume
+	return m.wipe()
+}
+
+// wipe makes records of earlier runs no records that lie where the session goes on, and behind: the owner does not have them, or will send them again.
+// They are one behind the other, because frames come in order.
+func (m *Mirror) wipe() error {
+	w := newWindow(m.region, m.area, m.sb.bytes[0]+m.sb.bytes[1])
+	defer w.close()
+	zeros := AlignedBlocks(1)
+	for i := range lanes {
+		p, used := m.head[i], uint64(0)
+		for {
+			b, err := w.read(p.Off, BlockBytes)
+			if err != nil {
+				return err
+			}
+			h, err := decodeHeader(b)
+			n := uint64(h.blocks) * BlockBytes
+			if err != nil || h.id != m.sb.id || int(h.lane) != i || h.seq != p.Seq || n == 0 || used+n > m.sb.bytes[i] || p.Off+n > m.sb.end(i) {
+				break
+			}
+			if h.run != m.sb.run {
+				if err := m.area.wipe(m.region, p.Off, zeros); err != nil {
+					return err
+				}
+			}
+			used += n
+			if p.Seq, p.Off = p.Seq+1, p.Off+n; p.Off == m.sb.end(i) {
+				p.Off = m.sb.start(i)
+			}
+		}
+	}
 	return nil
 }
 
