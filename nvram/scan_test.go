@@ -263,7 +263,8 @@ func TestStaleRecordOfOtherLane(t *testing.T) {
 
 // The same in the mirror, which has both records that the owner lost.
 func TestStaleRecordInMirror(t *testing.T) {
-	for _, runs := range []int{1, 2} { // of the owner until the standby is there again; after two the mirror begins anew
+	for c := range 4 {
+		runs, trimmed := 1+c/2, c%2 == 1 // runs of the owner until the standby is there again; after two the mirror begins anew
 		own, other := newRegion(1), newRegion(2)
 		format(t, own)
 		mirror := func() *nvram.Mirror {
@@ -295,15 +296,20 @@ func TestStaleRecordInMirror(t *testing.T) {
 			open(t, own, nvram.Options{}).Close()
 		}
 		l = start(m)
-		for _, name := range []uint64{4, 5} {
+		for _, name := range []uint64{4, 5, 6} {
 			mustAppend(t, l, set(name, 0, 1))
+		}
+		want := "map[1:1 4:2 5:3 6:4]"
+		if trimmed {
+			l.Trim(4)
+			want = "map[6:4]"
 		}
 		l.Close()
 		for range 3 {
 			start(m).Close()
 			m = mirror()
-			if got, err := replayed(m); err != nil || fmt.Sprint(got) != "map[1:1 4:2 5:3]" {
-				t.Errorf("%d runs: %v, %v", runs, got, err)
+			if got, err := replayed(m); err != nil || fmt.Sprint(got) != want {
+				t.Errorf("%d runs, trimmed %v: %v, %v", runs, trimmed, got, err)
 			}
 		}
 	}
