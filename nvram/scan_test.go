@@ -314,3 +314,34 @@ func TestStaleRecordInMirror(t *testing.T) {
 		}
 	}
 }
+
+// What a host wrote is not taken for a record, however much it looks like one.
+func TestPayloadLikeARecord(t *testing.T) {
+	r := newRegion(1)
+	format(t, r)
+	l := open(t, r, nvram.Options{})
+	mustAppend(t, l, set(1, 0, 1))
+	forged := bytes.Clone(r.Bytes()[smallArea.Off+2*block:][:block])
+	if string(forged[:8]) != "LEDGEREC" {
+		t.Fatalf("a record begins with %q", forged[:8])
+	}
+	forged[17] = 1 // lsn 257
+	s := set(2, 0, 1)
+	s.Payload = [][]byte{forged}
+	mustAppend(t, l, s)
+	l.Close()
+	for range 2 {
+		l = open(t, r, nvram.Options{})
+		var got []byte
+		err := l.Replay(func(lsn uint64, s nvram.Set) error {
+			if lsn == 2 {
+				got = bytes.Clone(s.Payload[0])
+			}
+			return nil
+		})
+		if err != nil || !bytes.Equal(got, forged) {
+			t.Fatalf("the payload is other: %v", err)
+		}
+		l.Close()
+	}
+}
