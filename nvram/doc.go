@@ -73,6 +73,12 @@
 // long as the first, the old n+1 would follow it. Hence each Open starts a run, which the superblock records
 // with its first LSN (both copies, before anything is appended), and a record counts only in its own run.
 //
+// Of runs before the last the superblock does not know where they began. So a stale record that no later one was written over, because it lies in the
+// other lane, would count when the run after next begins: it would stand in for the acknowledged record of its LSN, or, where that was trimmed,
+// bring back what a host wrote before. Hence Open wipes, before it starts the run, whatever in the ring has an LSN that is not below the log's end; and a mirror, when
+// a session begins, the records of other runs where the session goes on. Areas from before 2026-11-28 may have stale records still: of two that claim an LSN,
+// or of one that is of an earlier run than the one before it, the later run's counts.
+//
 // # Why the checksum is no CRC
 //
 // Writers put blocks into the log that end in the CRC-32C of the rest of the block (directories of ext4 do). Over such a block the

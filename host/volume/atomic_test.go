@@ -28,7 +28,7 @@ func TestAtomicWritesThroughPowerCuts(t *testing.T) {
 		block := []int{512, 4096}[round%2]
 		journal, segments := &lun{size: 32 << 20, blocks: map[int64][]byte{}}, &lun{size: 1 << 40, blocks: map[int64][]byte{}}
 		rng := rand.New(rand.NewPCG(uint64(round), 2))
-		always, left := writesLeft(1<<60), writesLeft(int64(4+rng.IntN(24)))
+		always, left := writesLeft(1<<60), writesLeft(int64(6+rng.IntN(24))) // an opening takes six
 		open := func(power *atomic.Int64) (*store.Store, *Device) {
 			t.Helper()
 			st, err := store.Open(t.Context(), store.Options{Journal: brittle{journal, power}, Segments: brittle{segments, power}})

@@ -27,7 +27,7 @@ func TestVolumes(t *testing.T) {
 	if _, err := exec.LookPath("qemu-storage-daemon"); err != nil {
 		t.Fatal(err, "('make packages' installs it)")
 	}
-	s := &settings{t.TempDir(), content(16 << 20), 50 * time.Millisecond, 1, regexp.MustCompile("")}
+	s := &settings{t.TempDir(), content(48 << 20), 50 * time.Millisecond, 1, regexp.MustCompile("")}
 	figures, err := s.run(t.Context())
 	if err != nil {
 		t.Fatal(err)
