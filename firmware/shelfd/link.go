@@ -77,7 +77,7 @@ func connections(ctx context.Context, c *Config, o *mirror.Options) (t *fallback
 	if m.Listen != "" {
 		o.Listener = t.Listen()
 	} else {
-		o.Dial = t.Dial
+		o.Dial, o.Better = t.Dial, t.Better()
 	}
 	return t, nil
 }

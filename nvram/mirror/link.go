@@ -20,6 +20,8 @@ type Options struct {
 
 	Listener net.Listener // closed by Close
 	Dial     func(ctx context.Context) (net.Conn, error)
+	// Better, with Dial, gives connections that are to take the place of the one in use: each when it is authenticated, and not before.
+	Better <-chan net.Conn
 
 	// Watch, if not nil, is told what becomes of the connections.
 	Watch Watcher
@@ -260,7 +262,7 @@ func (l *Link) dial() {
 		nc, err := l.opts.Dial(ctx)
 		cancel()
 		if err == nil {
-			err = l.serve(nc)
+			err = l.serveOrBetter(nc)
 		}
 		l.lost(err)
 		pause := time.NewTimer(l.opts.Retry)
@@ -270,6 +272,35 @@ func (l *Link) dial() {
 		case <-l.ctx.Done():
 		}
 		pause.Stop()
+	}
+}
+
+// serveOrBetter serves a connection, and those that take its place, to the end of the last.
+func (l *Link) serveOrBetter(nc net.Conn) error {
+	serve := func(nc net.Conn) chan error {
+		ended := make(chan error, 1)
+		l.done.Go(func() { ended <- l.serve(nc) })
+		return ended
+	}
+	current, next := serve(nc), chan error(nil) // next: one that is not authenticated yet
+	for {
+		select {
+		case err := <-current:
+			if next == nil {
+				return err
+			}
+			l.lost(err)
+			current, next = next, nil
+		case err := <-next:
+			l.opts.Logger.Warn("mirror: what was to be a better connection", "err", err)
+			next = nil
+		case nc := <-l.opts.Better:
+			if next != nil {
+				nc.Close()
+			} else {
+				next = serve(nc)
+			}
+		}
 	}
 }
 

@@ -32,7 +32,7 @@ func newWindowPair(t *testing.T, pathA, pathB string) (p *pair, ta, tb *fallback
 	}
 	p.addr = ln.Addr().String()
 	with := func(fo fallback.Options) *fallback.Transport {
-		fo.Rest, fo.Stable = 20*time.Millisecond, 200*time.Millisecond
+		fo.Rest, fo.Stable, fo.Back = 20*time.Millisecond, 200*time.Millisecond, 100*time.Millisecond
 		tr := fallback.New(fo)
 		t.Cleanup(func() { tr.Close() }) // after the link's
 		return tr
@@ -43,7 +43,7 @@ func newWindowPair(t *testing.T, pathA, pathB string) (p *pair, ta, tb *fallback
 	o.Listener, o.Watch = ta.Listen(), ta
 	p.a = start(t, o)
 	o = options('B')
-	o.Watch = tb
+	o.Watch, o.Better = tb, tb.Better()
 	o.Dial = func(ctx context.Context) (net.Conn, error) {
 		if p.away.Load() {
 			return nil, errors.New("away")
@@ -74,12 +74,6 @@ func (p *pair) over(transport string) {
 	})
 }
 
-// cutTCP ends the connection over TCP; it can be made again at once.
-func (p *pair) cutTCP() {
-	p.cable.set(true)
-	p.cable.set(false)
-}
-
 func TestOverWindow(t *testing.T) {
 	path := makeWindow(t)
 	p, ta, tb := newWindowPair(t, path, path)
@@ -102,7 +96,7 @@ func TestOverWindow(t *testing.T) {
 }
 
 // The window is not there, is another one, or something else: TCP stands in, and both sides say why. Once it is there the
-// next connection is through it.
+// link goes through it, by itself.
 func TestNoWindow(t *testing.T) {
 	none := filepath.Join(t.TempDir(), "none")
 	foreign := makeWindow(t)
@@ -127,9 +121,7 @@ func TestNoWindow(t *testing.T) {
 				tr   *fallback.Transport
 				says string
 			}{{ta, c.saysA}, {tb, c.saysB}} {
-				if f := x.tr.Fallback(); f.At.IsZero() || !strings.Contains(f.Reason, x.says) {
-					t.Errorf("%+v, want %q", f, x.says)
-				}
+				until(t, x.says, func() bool { return strings.Contains(x.tr.Fallback().Reason, x.says) })
 			}
 			if name != "nowhere" {
 				return
@@ -138,20 +130,11 @@ func TestNoWindow(t *testing.T) {
 			if err := os.WriteFile(none, make([]byte, windowBytes), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			before := p.b.Peer().Since
-			time.Sleep(50 * time.Millisecond)
-			if pe := p.b.Peer(); pe.Transport != "tcp" || pe.Since != before {
-				t.Errorf("a connection that works was given up: %+v", pe)
-			}
-			until(t, "the window is used again", func() bool {
-				if p.b.Peer().Transport == "tcp" {
-					p.cutTCP()
-					time.Sleep(300 * time.Millisecond) // the listening side may pause before it looks again
-				}
-				return p.b.Peer().Transport == "window"
-			})
 			p.over("window")
 			until(t, "in sync", inSync(l))
+			if solo, _ := p.witness.Solo(); solo {
+				t.Error("the log went solo for it")
+			}
 		})
 	}
 }
@@ -218,15 +201,7 @@ func TestWindowDies(t *testing.T) {
 		if err := os.Truncate(path, windowBytes); err != nil {
 			t.Fatal(err)
 		}
-		more()
-		p.over("tcp") // it works, and stays
-		until(t, "the window is used again", func() bool {
-			if p.b.Peer().Transport == "tcp" {
-				p.cutTCP()
-				time.Sleep(300 * time.Millisecond)
-			}
-			return p.b.Peer().Transport == "window"
-		})
+		p.over("window") // by itself, under the writes
 		more()
 	}
 	close(stop)

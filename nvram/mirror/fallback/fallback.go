@@ -2,8 +2,7 @@
 // the window is not there, the partner does not answer on it, or it died.
 //
 // It owns the choice and nothing else: nvram/mirror authenticates what comes over either transport alike, and of two
-// connections the newest authenticated one stays. A connection that works is never given up for the other
-// transport: the choice is made when one is made anew. It never waits for the window for longer than Options.Answer, and half of it once more.
+// connections the newest authenticated one stays. It never waits for the window for longer than Options.Answer, and half of it once more.
 //
 // # The choice
 //
@@ -23,8 +22,14 @@
 // forgiven. That the partner left or died is no fault of the window's: whether it answers there, the next dial finds. From then on it rests, for Options.Rest, twice as long with each
 // further strike, at most Options.MostRest; while it rests TCP is tried first. A connection that lasted clears the strikes.
 //
-// Rejected: to go back to the window while TCP works. It would end a connection in sync, and have the writes under way
-// wait for the next one, for a shorter way only. Each change of role makes a new connection anyway.
+// While TCP is in use, who dials asks on the window every Options.Back whether the partner is there again, and offers that connection as
+// a better one (mirror.Options.Better). It takes the other's place when it is authenticated: the writes under way wait for a resume of the session,
+// which is some milliseconds. Each time that one does not last six times as long as Options.Back, by a fault, doubles the time to the next, up to Options.MostBack.
+//
+// # Decisions
+//
+// 2026-11-28. At first TCP was kept until a connection had to be made anew, which may be months: a window that was away for a second,
+// or a partner that came between two tries, left the shelf with twice the latency, and nobody looked.
 package fallback
 
 import (
@@ -52,6 +57,7 @@ type Options struct {
 	Answer         time.Duration // how long the partner may take to answer on the window; 0 means 700 ms
 	Stable         time.Duration // a connection that lasted so long was no failure of the window; 0 means 5 s
 	Rest, MostRest time.Duration // 0 means 1 s and 1 min
+	Back, MostBack time.Duration // 0 means 10 s and 10 min
 	Logger         *slog.Logger
 }
 
@@ -62,6 +68,7 @@ type Transport struct {
 	cancel   context.CancelFunc
 	done     sync.WaitGroup
 	incoming chan incoming
+	better   chan net.Conn
 
 	mu      sync.Mutex
 	w       *window.Window // nil: not open
@@ -71,7 +78,10 @@ type Transport struct {
 	tried   bool           // it failed since the last Up
 	strikes int
 	rest    time.Time // until then it rests
+	back    *backing  // while a connection is up that is not the window's, at who dials
+	relapse int       // connections that it went back to and that did not last
 	last    Fallback
+	unsaid  bool // why that was is not known
 }
 
 type incoming struct {
@@ -100,7 +110,8 @@ func (c *conn) Close() error {
 
 // New makes a transport. It opens the window when it is first needed.
 func New(o Options) *Transport {
-	for d, v := range map[*time.Duration]time.Duration{&o.Answer: 700 * time.Millisecond, &o.Stable: 5 * time.Second, &o.Rest: time.Second, &o.MostRest: time.Minute} {
+	for d, v := range map[*time.Duration]time.Duration{&o.Answer: 700 * time.Millisecond, &o.Stable: 5 * time.Second, &o.Rest: time.Second, &o.MostRest: time.Minute,
+		&o.Back: 10 * time.Second, &o.MostBack: 10 * time.Minute} {
 		if *d <= 0 {
 			*d = v
 		}
@@ -108,7 +119,7 @@ func New(o Options) *Transport {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	t := &Transport{o: o, incoming: make(chan incoming)}
+	t := &Transport{o: o, incoming: make(chan incoming), better: make(chan net.Conn)}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }
@@ -142,6 +153,7 @@ func (t *Transport) Fallback() Fallback {
 
 // Dial is for mirror.Options.
 func (t *Transport) Dial(ctx context.Context) (net.Conn, error) {
+	t.stopBack()
 	rests := t.resting()
 	if !rests {
 		c, err := t.dialWindow(ctx, t.o.Answer)
@@ -234,6 +246,9 @@ func (t *Transport) failed(err error) {
 	t.mu.Lock()
 	same := t.why != nil && t.why.Error() == err.Error()
 	t.why, t.tried = err, true
+	if t.unsaid && t.up == nil {
+		t.last.Reason, t.unsaid = err.Error(), false
+	}
 	t.mu.Unlock()
 	if !same {
 		t.o.Logger.Warn("mirror window", "err", err)
@@ -247,11 +262,11 @@ func (t *Transport) Up(nc net.Conn) {
 	defer t.mu.Unlock()
 	now := time.Now()
 	if c, ok := nc.(*conn); ok {
-		t.up, t.since, t.why, t.tried = c, now, nil, false
+		t.up, t.since, t.why, t.tried, t.unsaid = c, now, nil, false, false
 		return
 	}
 	t.last = Fallback{At: now, Reason: "the partner came over " + nc.RemoteAddr().Network()}
-	if t.why != nil {
+	if t.unsaid = t.why == nil; !t.unsaid {
 		t.last.Reason = t.why.Error()
 	}
 	if t.tried {
@@ -259,18 +274,35 @@ func (t *Transport) Up(nc net.Conn) {
 		t.strike(now, 0)
 	}
 	t.o.Logger.Warn("the mirror link does without its window", "transport", nc.RemoteAddr().Network(), "reason", t.last.Reason)
+	if t.o.Dial != nil && t.back == nil && t.ctx.Err() == nil {
+		ctx, cancel := context.WithCancel(t.ctx)
+		b := &backing{nc: nc, cancel: cancel, ended: make(chan struct{})}
+		t.back = b
+		t.done.Go(func() {
+			defer close(b.ended)
+			t.goBack(ctx)
+		})
+	}
 }
 
 // Down implements mirror.Watcher.
 func (t *Transport) Down(nc net.Conn, fault error) {
-	c, ok := nc.(*conn)
-	if !ok {
-		return
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	c, ok := nc.(*conn)
+	if !ok {
+		if b := t.back; b != nil && b.nc == nc {
+			b.cancel()
+		}
+		return
+	}
 	now := time.Now()
 	lasted := t.up == c && now.Sub(t.since) >= t.o.Stable
+	if t.up == c && now.Sub(t.since) >= 6*t.o.Back {
+		t.relapse = 0
+	} else if fault != nil && !errors.Is(fault, window.ErrLost) && !errors.Is(fault, window.ErrDead) {
+		t.relapse++
+	}
 	if t.up == c {
 		t.up = nil
 	}

@@ -187,3 +187,64 @@ func TestPartnerAway(t *testing.T) {
 		r.end(nc, []error{nil, window.ErrLost, window.ErrDead}[i%3])
 	}
 }
+
+// While TCP is in use the window is asked from time to time, and what it gives is offered; what does not last comes back later each time.
+func TestBack(t *testing.T) {
+	r := newRig(t)
+	r.tr.o.Back, r.tr.o.MostBack, r.tr.o.Rest, r.tr.o.MostRest = 50*time.Millisecond, 400*time.Millisecond, 1, 1
+	tcp, over := r.dial(false)
+	r.want(over, "pipe")
+	ctx, cancel := context.WithCancel(t.Context())
+	there := make(chan struct{})
+	go func() { // the partner, on the window from now on
+		defer close(there)
+		for ctx.Err() == nil {
+			if c, err := r.w.Dial(ctx); err == nil {
+				stop := context.AfterFunc(ctx, func() { c.Close() })
+				_, _ = io.Copy(io.Discard, c) // to its end
+				stop()
+				c.Close()
+			}
+		}
+	}()
+	defer func() { cancel(); <-there }()
+	took := func() (net.Conn, time.Duration) {
+		t.Helper()
+		began := time.Now()
+		select {
+		case nc := <-r.tr.Better():
+			return nc, time.Since(began)
+		case <-time.After(time.Minute):
+			t.Fatal("nothing better")
+		}
+		return nil, 0
+	}
+	nc, _ := took()
+	r.end(nc, errors.New("mirror: wrong proof")) // TCP is in use still
+	for _, least := range []time.Duration{100, 200, 400, 400} {
+		nc, d := took()
+		if d < (least-25)*time.Millisecond {
+			t.Errorf("it came back after %v, want %v", d, least*time.Millisecond)
+		}
+		r.end(nc, errors.New("mirror: wrong proof"))
+	}
+	nc, _ = took()
+	r.tr.Up(nc) // it takes the other's place
+	r.end(tcp, nil)
+	select {
+	case nc := <-r.tr.Better():
+		t.Errorf("%v is better than the window", nc.RemoteAddr())
+	case <-time.After(time.Second):
+	}
+	r.tr.mu.Lock()
+	r.tr.since = time.Now().Add(-time.Hour)
+	r.tr.mu.Unlock()
+	r.end(nc, errors.New("memory fault")) // but it lasted
+	if r.tr.relapse != 0 {
+		t.Error(r.tr.relapse, "relapses")
+	}
+	if nc, over = r.dial(false); over != "window" {
+		t.Errorf("then over %s", over)
+	}
+	r.end(nc, nil)
+}
