@@ -2,7 +2,6 @@ package nvram_test
 
 import (
 	"fmt"
-	"maps"
 	"sync"
 	"testing"
 
@@ -13,17 +12,17 @@ import (
 // life is a run of the log and the loss of power at its end.
 type life struct {
 	acked  []uint8 // kinds of sets that are acknowledged, one record each
-	trim   bool    // then all of them, and all before, are given up
+	trim   int     // 1: then what is in the data lane is given up, 2: in the other, 3: in both; and the log is closed, and opened again
 	flying []uint8 // kinds of sets whose records are being written when the power goes,
 	whole  int     // a bit for each that is on the medium
 }
 
 func (l life) String() string {
-	return fmt.Sprintf("acked %v, trim %v, flying %v, whole %b", l.acked, l.trim, l.flying, l.whole)
+	return fmt.Sprintf("acked %v, trim %d, flying %v, whole %b", l.acked, l.trim, l.flying, l.whole)
 }
 
 // lives are all that there are, within the bounds of the exhaustive test.
-func lives(trims []bool) (all []life) {
+func lives(ackeds [][]uint8, trims []int) (all []life) {
 	kinds := []uint8{nvram.KindWrite, nvram.KindUpdate}
 	flying := [][]uint8{nil}
 	for _, a := range kinds {
@@ -32,7 +31,7 @@ func lives(trims []bool) (all []life) {
 			flying = append(flying, []uint8{a, b})
 		}
 	}
-	for _, acked := range [][]uint8{nil, {kinds[0]}, {kinds[1]}, {kinds[0], kinds[0]}} {
+	for _, acked := range ackeds {
 		for _, trim := range trims {
 			for _, f := range flying {
 				for whole := range 1 << len(f) {
@@ -51,6 +50,7 @@ type journalOf struct {
 	name uint64
 	must map[uint64]uint64 // name → LSN: acknowledged, or found once, and not given up
 	may  map[uint64]uint64 // given up, which a crash may undo
+	kind map[uint64]uint8
 }
 
 // check opens the log and compares.
@@ -80,20 +80,29 @@ func (j *journalOf) check(what string) *nvram.Log {
 // live is one life, to the loss of power.
 func (j *journalOf) live(x life, what string) {
 	l := j.check(what)
-	last := uint64(0)
 	for _, kind := range x.acked {
 		j.name++
-		last = mustAppend(j.t, l, set(j.name, kind, 1))
-		j.must[j.name] = last
+		j.kind[j.name] = kind
+		j.must[j.name] = mustAppend(j.t, l, set(j.name, kind, 1))
 	}
-	if x.trim {
-		for _, lsn := range j.must {
-			last = max(last, lsn)
+	if x.trim > 0 {
+		end := l.Stats().Next
+		if x.trim&1 > 0 {
+			l.Trim(end)
 		}
-		maps.Copy(j.may, j.must)
-		clear(j.must)
-		l.Trim(last + 1)
-		l.TrimUpdates(last + 1)
+		if x.trim&2 > 0 {
+			l.TrimUpdates(end)
+		}
+		for name, lsn := range j.must {
+			if x.trim&1 > 0 && j.kind[name] != nvram.KindUpdate || x.trim&2 > 0 && j.kind[name] == nvram.KindUpdate {
+				j.may[name] = lsn
+				delete(j.must, name)
+			}
+		}
+		if err := l.Close(); err != nil {
+			j.t.Fatal(err)
+		}
+		l = j.check(what + "; trimmed")
 	}
 	// The records are built one after the other, and none is durable before all are being written.
 	began, gate := make(chan int64, 4), make(chan struct{})
@@ -109,6 +118,7 @@ func (j *journalOf) live(x life, what string) {
 	first := j.name
 	for _, kind := range x.flying {
 		j.name++
+		j.kind[j.name] = kind
 		s := set(j.name, kind, 1)
 		appends.Go(func() { l.Append(j.t.Context(), s) })
 		offs = append(offs, <-began)
@@ -139,14 +149,15 @@ func (j *journalOf) live(x life, what string) {
 // Two runs that end in a loss of power, in every way that there is within small bounds, and several that do nothing behind each: what was acknowledged is
 // there, and nothing comes back that did not count once.
 func TestRunsExhaustively(t *testing.T) {
-	firsts, seconds := lives([]bool{false}), lives([]bool{false, true})
+	const w, u = nvram.KindWrite, nvram.KindUpdate
+	firsts, seconds := lives([][]uint8{nil, {w}}, []int{0}), lives([][]uint8{nil, {w}, {u}, {w, w}}, []int{0, 1, 2, 3})
 	if testing.Short() {
 		firsts = firsts[:len(firsts)/8]
 	}
 	ran := 0
 	for _, a := range firsts {
 		for _, b := range seconds {
-			j := &journalOf{t: t, r: newRegion(1), must: map[uint64]uint64{}, may: map[uint64]uint64{}}
+			j := &journalOf{t: t, r: newRegion(1), must: map[uint64]uint64{}, may: map[uint64]uint64{}, kind: map[uint64]uint8{}}
 			format(t, j.r)
 			what := fmt.Sprintf("%v; %v", a, b)
 			j.live(a, what)
