@@ -12,12 +12,14 @@ import (
 // The log of the open segment says where a user's block lies (logPut), so that the order of changes is that of the log alone. A segment
 // of the log may become durable before one beside it that it refers to, which fills slowly. Until that one is durable, too,
 // the first is as if it were not: recovery ends the log before it (refersToWhole), and the journal keeps what is in it (reach). When half of
-// the ring is kept so, the segment beside the log is sealed as it is.
+// the ring is kept so, or asideKeeps of it, which the next opening would have to replay, the segment beside the log is sealed as it is.
 
 // coldTimes is how many times the mean age of blocks that are overwritten one must have to be stored beside the log. Of 90 % of overwrites
 // in 10 % of the blocks, cold ones are nine times as old as the mean, hot ones a ninth. Written for each user's block there: 1.57 with 1.5, 1.55 with 2, 1.44 with
 // 3, 1.51 with 4, and 1.74 without.
 const coldTimes = 3
+
+const asideKeeps = 32 * SegmentBytes // 256 MiB
 
 // meanAge is the mean of the last ages, about.
 type meanAge struct{ mean, n float64 }
