@@ -33,8 +33,9 @@ func (m *meanAge) add(age float64) {
 
 // await is a segment of the log that is durable, and what it needs.
 type await struct {
-	cover position
-	needs []uint32
+	number uint32
+	cover  position
+	needs  []uint32
 }
 
 // need notes that b refers to segment n. mu is held.
@@ -47,7 +48,7 @@ func (st *Store) need(b *builder, n uint32) {
 // reach moves sealedTo behind the segments of the log that have all that they need. mu is held.
 func (st *Store) reach() {
 	for len(st.awaiting) > 0 && !slices.ContainsFunc(st.awaiting[0].needs, func(n uint32) bool { return st.inMemory[n] != nil }) {
-		st.sealedTo = st.awaiting[0].cover
+		st.sealedTo, st.logTo = st.awaiting[0].cover, st.awaiting[0].number
 		st.awaiting = st.awaiting[1:]
 	}
 }

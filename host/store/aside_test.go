@@ -194,3 +194,27 @@ func TestAsideAbsorbed(t *testing.T) {
 	wantBlocks(t, volume(t, st, "a"), 0, data)
 	must(t, st.Close(ctx))
 }
+
+// Records that are overwritten are in no segment, and the journal does not have them either: nothing is lost by that, and nothing is told to be.
+func TestOverwrittenIsNotLost(t *testing.T) {
+	sh, ctx := newShelf(t, 1), t.Context()
+	o, st, v, data := asideStore(t, sh, 64)
+	st.mu.Lock()
+	st.opt.PackDelay = time.Hour
+	st.mu.Unlock()
+	for i := range uint64(6) {
+		must(t, v.Write(ctx, 100, noise(3+i, 1)))
+	}
+	must(t, st.Sync(ctx))
+	before := st.super.jSeq
+	must(t, st.releaseJournal(ctx))
+	if released := st.super.jSeq - before; released < 4 {
+		t.Fatalf("%d records are not in the journal", released)
+	}
+	st.stop()
+	st = open(t, o)
+	v = volume(t, st, "a")
+	wantBlocks(t, v, 0, data)
+	wantBlocks(t, v, 100, noise(8, 1))
+	must(t, st.Close(ctx))
+}

@@ -48,7 +48,8 @@
 //	 64  8 seq; the highest valid one counts 120  8 id of the checkpoint
 //	 72  8 epoch, raised by each open        128  4 number of its first segment
 //	 80  8 epoch of the records that count   132  4 segments of its second copy, behind the first
-//	                                         136    zeros
+//	                                         136  4 last segment of the log that is not in the journal
+//	                                         140    zeros
 //
 //	record, whole 4 KiB blocks, in the ring from 65536 on; none crosses the ring's end
 //	  0  8 "LEDGEJR2"                         entry:
@@ -126,7 +127,8 @@
 // checkpoint comes after more.
 //
 // 2026-11-28. A segment of the log that is damaged or cannot be read was taken for its end, even where the journal no more had what was in it: then
-// acknowledged writes were gone, and nobody was told. Now the number of the journal's first record is compared with where the segments end.
+// acknowledged writes were gone, and nobody was told. Now the superblock says how far the log reached when the journal was released. (The number of the journal's
+// first record does not: records that were overwritten by others are in no segment.)
 //
 // 2026-11-28. What is given up is a place of its own in an ordinary page, and no new version: an agent that does not know it takes the
 // page for damaged, which for its readers is the same.

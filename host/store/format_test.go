@@ -113,11 +113,11 @@ func sampleItems() []byte {
 
 func TestGolden(t *testing.T) {
 	s := sampleSuper()
-	s.ckptCopy = 3
+	s.ckptCopy, s.logTo = 3, 600
 	if got, err := decodeSuperblock(golden(t, "superblock5.golden", s.encode())); err != nil || got != s {
 		t.Errorf("%+v %v", got, err)
 	}
-	s.ckptCopy = 0
+	s.ckptCopy, s.logTo = 0, 0
 	for version, name := range []string{"superblock.golden", "superblock2.golden", "superblock3.golden", "superblock4.golden"} {
 		if got, err := decodeSuperblock(old(t, name)); err != nil || got != s {
 			t.Errorf("version %d: %+v %v", version+1, got, err)

@@ -97,6 +97,7 @@ func (st *Store) loadCheckpoint(ctx context.Context, s *superblock) error {
 	}
 	st.volumes, st.segs = got.volumes, got.segs
 	st.nextVol, st.lastSegment, st.packed, st.sealedTo, st.condemned = got.nextVol, got.lastSegment, got.cover, got.cover, got.free
+	st.logTo = st.lastSegment
 	st.ckptID, st.ckptFirst, st.ckptItems, st.ckptCopies = s.ckptID, s.ckptFrom, int(s.ckptSegs), int(s.ckptCopy)
 	for _, id := range slices.Sorted(maps.Keys(got.dying)) {
 		st.dying = append(st.dying, got.dying[id])
@@ -224,7 +225,7 @@ func (st *Store) replaySegments(ctx context.Context, first, end uint32) (applied
 			}
 			delete(moved, n)
 			if f.t.kind != kindAside {
-				st.lastSegment, st.packed, st.sealedTo = n, f.t.cover, f.t.cover
+				st.lastSegment, st.packed, st.sealedTo, st.logTo = n, f.t.cover, f.t.cover, n
 			}
 		}
 	}
@@ -459,9 +460,9 @@ func (st *Store) adopt(id uint32, v *Volume) {
 func (st *Store) replayJournal(ctx context.Context, s *superblock) error {
 	r := ringReader{st: st, at: s.jStart}
 	seq := s.jSeq
-	if s.jEpoch > 0 && seq > st.packed.seq+1 { // the first record of an opening has a number more than the last of those before
+	if s.logTo > st.lastSegment {
 		if !st.opt.AcceptLost {
-			return fmt.Errorf("%w: the segments end before record %d, and the journal begins with %d: %w", ErrJournal, st.packed.seq, seq, ErrCorrupt)
+			return fmt.Errorf("%w: the log ends with segment %d, and the journal does not have what was in those up to %d: %w", ErrJournal, st.lastSegment, s.logTo, ErrCorrupt)
 		}
 		st.gaveUpJournal(st.packed.seq)
 		r.passed = st.ringSize // what came later is none without what is missing

@@ -93,7 +93,7 @@ func (st *Store) sealOne(b *builder) error {
 	delete(st.inMemory, b.number)
 	st.sealing--
 	if !b.aside {
-		st.awaiting = append(st.awaiting, await{b.cover, b.needs})
+		st.awaiting = append(st.awaiting, await{b.number, b.cover, b.needs})
 	}
 	st.reach()
 	st.counters.segmentsWritten++
@@ -208,7 +208,7 @@ func (st *Store) journalStart(s *superblock) (tail uint64) {
 			break
 		}
 	}
-	s.jSeq, s.jStart, s.jEpoch = seq, tail%st.ringSize, st.epoch
+	s.jSeq, s.jStart, s.jEpoch, s.logTo = seq, tail%st.ringSize, st.epoch, st.logTo
 	return tail
 }
 

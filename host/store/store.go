@@ -203,7 +203,8 @@ type Store struct {
 	packTo     uint64 // records before it are packed at once
 	zeroRanges int
 	packed     position // everything before is in the map
-	sealedTo   position // everything before is in durable segments
+	sealedTo   position // everything before is in durable segments, or overwritten by what is durable
+	logTo      uint32   // the last of those segments
 	awaiting   []await  // segments of the log behind it, in order: durable, but one of them refers to something that is not yet
 
 	// Segments.

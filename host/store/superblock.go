@@ -29,6 +29,7 @@ type superblock struct {
 	ckptID   uint64
 	ckptFrom uint32 // its first segment
 	ckptCopy uint32 // segments of its second copy, behind the first
+	logTo    uint32 // the last segment of the log that the journal was released for
 }
 
 const (
@@ -53,6 +54,7 @@ func (s *superblock) encode() []byte {
 	le.PutUint64(p[120:], s.ckptID)
 	le.PutUint32(p[128:], s.ckptFrom)
 	le.PutUint32(p[132:], s.ckptCopy)
+	le.PutUint32(p[136:], s.logTo)
 	le.PutUint32(p[8:], crc(p[12:]))
 	return p
 }
@@ -78,9 +80,10 @@ func decodeSuperblock(p []byte) (superblock, error) {
 	s.ckptID = le.Uint64(p[120:])
 	s.ckptFrom = le.Uint32(p[128:])
 	s.ckptCopy = le.Uint32(p[132:])
-	if !isZero(p[136:]) || s.ringSize%BlockBytes != 0 || s.jStart%BlockBytes != 0 || s.jStart >= s.ringSize ||
+	s.logTo = le.Uint32(p[136:])
+	if !isZero(p[140:]) || s.ringSize%BlockBytes != 0 || s.jStart%BlockBytes != 0 || s.jStart >= s.ringSize ||
 		s.reserved == 0 || s.reserved > maxSegments || uint64(s.ckptFrom)+uint64(s.ckptSegs)+uint64(s.ckptCopy) > uint64(s.reserved) ||
-		s.ckptCopy > 0 && s.ckptSegs == 0 || s.ckptSegs > 0 && s.ckptFrom == 0 || s.jEpoch > s.epoch {
+		s.ckptCopy > 0 && s.ckptSegs == 0 || s.logTo >= s.reserved || s.ckptSegs > 0 && s.ckptFrom == 0 || s.jEpoch > s.epoch {
 		return s, fmt.Errorf("superblock fields: %w", ErrCorrupt)
 	}
 	return s, nil
