@@ -12,8 +12,8 @@ import (
 	"github.com/ledge-storage/ledge/nvram/nvramtest"
 )
 
-// tornFirst leaves a region in which record 2 was never written and record 3, in flight beside it, was.
-func tornFirst(t *testing.T) *nvramtest.Region {
+// tornFirst leaves a region in which record 2, of the data lane, was never written and record 3, in flight beside it and of a kind, was.
+func tornFirst(t *testing.T, kind uint8) *nvramtest.Region {
 	r := newRegion(1)
 	format(t, r)
 	l := open(t, r, nvram.Options{Pipeline: 2})
@@ -21,7 +21,7 @@ func tornFirst(t *testing.T) *nvramtest.Region {
 	gate, held := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	r.Hold = func(off int64, _ int) {
-		if first := off == smallArea.Off+4*block; first {
+		if off == smallArea.Off+4*block {
 			once.Do(func() { close(held) })
 			<-gate
 		}
@@ -29,18 +29,11 @@ func tornFirst(t *testing.T) *nvramtest.Region {
 	var appends sync.WaitGroup
 	appends.Go(func() { l.Append(t.Context(), set(2, 0, 1)) })
 	<-held
-	writes := r.Writes()
-	appends.Go(func() { l.Append(t.Context(), set(3, 0, 1)) })
-	for r.Writes() == writes {
-		time.Sleep(time.Millisecond)
-	}
+	appends.Go(func() { l.Append(t.Context(), set(3, kind, 1)) })
 	var image []byte
-	for { // until the second write is over
-		image = r.Bytes()
-		if string(image[smallArea.Off+6*block:][:8]) == "LEDGEREC" {
-			break
-		}
+	for bytes.Count(image, []byte("LEDGEREC")) < 2 { // the second write is over
 		time.Sleep(time.Millisecond)
+		image = r.Bytes()
 	}
 	close(gate)
 	appends.Wait()
@@ -52,7 +45,7 @@ func tornFirst(t *testing.T) *nvramtest.Region {
 
 // The record after a torn one is whole; it must not come back, not even once the torn one's place was filled anew.
 func TestStaleRecordOfEarlierRun(t *testing.T) {
-	r := tornFirst(t)
+	r := tornFirst(t, 0)
 	l := open(t, r, nvram.Options{})
 	if got, err := replayed(l); err != nil || fmt.Sprint(got) != "map[1:1]" {
 		t.Fatalf("after the crash: %v, %v", got, err)
@@ -202,42 +195,11 @@ func (g *grab) begin(t *testing.T, m *nvram.Mirror) (*nvram.Session, nvram.Start
 	}
 }
 
-// otherLane leaves a region in which record 2, of the data lane, was never written, and record 3, of the other, was.
-func otherLane(t *testing.T) *nvramtest.Region {
-	r := newRegion(1)
-	format(t, r)
-	l := open(t, r, nvram.Options{Pipeline: 2})
-	mustAppend(t, l, set(1, 0, 1))
-	gate, held := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	r.Hold = func(off int64, _ int) {
-		if off == smallArea.Off+4*block {
-			once.Do(func() { close(held) })
-			<-gate
-		}
-	}
-	var appends sync.WaitGroup
-	appends.Go(func() { l.Append(t.Context(), set(2, 0, 1)) })
-	<-held
-	appends.Go(func() { l.Append(t.Context(), set(3, nvram.KindUpdate, 1)) })
-	var image []byte
-	for image == nil || bytes.Count(image, []byte("LEDGEREC")) < 2 {
-		time.Sleep(time.Millisecond)
-		image = r.Bytes()
-	}
-	close(gate)
-	appends.Wait()
-	l.Close()
-	crashed := newRegion(2)
-	crashed.Load(image)
-	return crashed
-}
-
 // The record after a torn one is whole and in the other lane, which the next run does not write to: it must not come back in any run, when what it
 // claims the place of is there, and when that was given up.
 func TestStaleRecordOfOtherLane(t *testing.T) {
 	for _, trimmed := range []bool{false, true} {
-		r := otherLane(t)
+		r := tornFirst(t, nvram.KindUpdate)
 		l := open(t, r, nvram.Options{})
 		if got, err := replayed(l); err != nil || fmt.Sprint(got) != "map[1:1]" {
 			t.Fatalf("after the crash: %v, %v", got, err)
