@@ -19,7 +19,7 @@ import (
 // 3, 1.51 with 4, and 1.74 without.
 const coldTimes = 3
 
-const asideKeeps = 32 * SegmentBytes // 256 MiB
+const asideKeeps = 256 << 20 // beside what waits to be packed
 
 // meanAge is the mean of the last ages, about.
 type meanAge struct{ mean, n float64 }

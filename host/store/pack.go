@@ -63,7 +63,7 @@ func (st *Store) packLoop() {
 		}
 		call := st.needed
 		pressed := st.head-st.handed > st.ringSize/2
-		behind := st.aside != nil && st.aside.keeps && st.head-st.aside.since > min(st.ringSize/2, asideKeeps)
+		behind := st.aside != nil && st.aside.keeps && st.head-st.aside.since > min(st.ringSize/2, asideKeeps+uint64(st.opt.BufferBytes))
 		idle := len(st.queue) == 0 // what waits to be packed sets the cleaner's pace when it is
 		more := !st.recovering && !st.closed && (idle && (st.cleaning != nil || st.pays(true)) || st.starved() && !st.gaveUp) || len(st.dying) > 0
 		st.mu.Unlock()
