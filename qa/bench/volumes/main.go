@@ -16,7 +16,8 @@
 //	raw          a sparse file over NBD: neither compression nor snapshots, the floor
 //
 // The clients are this process's: host/initiator, and an NBD client (nbd.go) with as many requests on their way. ZFS and dm-vdo, which are
-// the nearest in what they do, are not in Debian 12's main archive (zfs-dkms is in contrib, and builds a kernel module; dm-vdo came with Linux 6.9).
+// the nearest in what they do, are not in Debian 12's main archive (zfs-dkms is in contrib, and builds a kernel module; of dm-vdo the module is there, with Linux
+// 6.12, and vdoformat is not).
 //
 // In each round every contestant begins with new files, in an order that turns from round to round; a figure is the median of the rounds.
 package main
