@@ -195,6 +195,19 @@ func (g *grab) begin(t *testing.T, m *nvram.Mirror) (*nvram.Session, nvram.Start
 	}
 }
 
+// goOn is a run that writes sets 4 to 6 to the data lane, gives up what is before the last or does not, and says what is to be there then.
+func goOn(t *testing.T, l *nvram.Log, trimmed bool) string {
+	defer l.Close()
+	for _, name := range []uint64{4, 5, 6} {
+		mustAppend(t, l, set(name, 0, 1))
+	}
+	if trimmed {
+		l.Trim(4)
+		return "map[6:4]"
+	}
+	return "map[1:1 4:2 5:3 6:4]"
+}
+
 // The record after a torn one is whole and in the other lane, which the next run does not write to: it must not come back in any run, when what it
 // claims the place of is there, and when that was given up.
 func TestStaleRecordOfOtherLane(t *testing.T) {
@@ -204,15 +217,7 @@ func TestStaleRecordOfOtherLane(t *testing.T) {
 		if got, err := replayed(l); err != nil || fmt.Sprint(got) != "map[1:1]" {
 			t.Fatalf("after the crash: %v, %v", got, err)
 		}
-		for _, name := range []uint64{4, 5, 6} {
-			mustAppend(t, l, set(name, 0, 1))
-		}
-		want := "map[1:1 4:2 5:3 6:4]"
-		if trimmed {
-			l.Trim(4)
-			want = "map[6:4]"
-		}
-		l.Close()
+		want := goOn(t, l, trimmed)
 		for range 3 {
 			l = open(t, r, nvram.Options{})
 			if got, err := replayed(l); err != nil || fmt.Sprint(got) != want {
@@ -258,15 +263,7 @@ func TestStaleRecordInMirror(t *testing.T) {
 			open(t, own, nvram.Options{}).Close()
 		}
 		l = start(m)
-		for _, name := range []uint64{4, 5, 6} {
-			mustAppend(t, l, set(name, 0, 1))
-		}
-		want := "map[1:1 4:2 5:3 6:4]"
-		if trimmed {
-			l.Trim(4)
-			want = "map[6:4]"
-		}
-		l.Close()
+		want := goOn(t, l, trimmed)
 		for range 3 {
 			start(m).Close()
 			m = mirror()

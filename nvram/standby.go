@@ -191,6 +191,7 @@ func (m *Mirror) wipe() error {
 	zeros := AlignedBlocks(1)
 	for i := range lanes {
 		p, used := m.head[i], uint64(0)
+		free := m.free(&m.sb, p, i)
 		for {
 			b, err := w.read(p.Off, BlockBytes)
 			if err != nil {
@@ -198,7 +199,7 @@ func (m *Mirror) wipe() error {
 			}
 			h, err := decodeHeader(b)
 			n := uint64(h.blocks) * BlockBytes
-			if err != nil || h.id != m.sb.id || int(h.lane) != i || h.seq != p.Seq || n == 0 || used+n > m.sb.bytes[i] || p.Off+n > m.sb.end(i) {
+			if err != nil || h.id != m.sb.id || int(h.lane) != i || h.seq != p.Seq || n == 0 || used+n > free || p.Off+n > m.sb.end(i) {
 				break
 			}
 			if h.run != m.sb.run {

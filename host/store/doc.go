@@ -17,7 +17,7 @@
 //
 // # Limits
 //
-// Volumes: 1024 of 256 TiB, and 65,536 snapshots. Memory, besides the options' bounds: 8 MiB for each of at most three
+// Volumes: 1024 of 256 TiB, and 65,536 snapshots. Memory, besides the options' bounds: 8 MiB for each of at most four
 // segments that are open or being written, 128 bytes for each pending block, up to twice
 // RecordBytes for each of four records on their way and once for the packer, and 2 MiB of lines' buffers. Map: 8 bytes a block in pages of 512, shared by
 // snapshots and clones until one of them is written there. MapBytes of them are in memory, at least 64 pages, and for a moment
